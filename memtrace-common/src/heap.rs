@@ -1,0 +1,39 @@
+//! Probe points on allocator functions.
+
+/// What an allocator function does, and where its arguments are. The names are the C library's.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// `void *malloc(size)`: also `valloc`, `pvalloc`, `operator new(size)`, `mallocx(size, flags)`.
+    Malloc = 1,
+    /// `void *calloc(count, size)`
+    Calloc = 2,
+    /// `void *realloc(pointer, size)`: also `rallocx`.
+    Realloc = 3,
+    /// `void *reallocarray(pointer, count, size)`
+    Reallocarray = 4,
+    /// `int posix_memalign(void **out, alignment, size)`
+    PosixMemalign = 5,
+    /// `void *aligned_alloc(alignment, size)`: also `memalign`.
+    AlignedAlloc = 6,
+    /// `void free(pointer)`: also `cfree`, `free_sized`, `operator delete`, `dallocx`.
+    Free = 7,
+    /// `void *pvalloc(size)`: the size is rounded up to whole pages.
+    Pvalloc = 8,
+    /// `void *operator new(size, alignment)` and its forms: the size comes first.
+    AlignedNew = 9,
+}
+
+/// One probe point, in the `POINTS` array; the attach cookie is its index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// [`Function`] as a number.
+    pub function: u32,
+    /// Bytes pushed since the function's entry: the return address is at `[rsp + pushed]`.
+    pub pushed: u32,
+    /// A caller whose address lies in `ip + internal_start .. ip + internal_end` is the allocator itself.
+    pub internal_start: i64,
+    /// End of the span, exclusive.
+    pub internal_end: i64,
+}

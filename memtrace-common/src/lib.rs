@@ -1,0 +1,13 @@
+//! The wire between the kernel-side programs and the user side.
+//!
+//! Everything that crosses the kernel line is declared here and nowhere else: the records of the
+//! ring buffer, the load-time configuration, the values kept in maps and the names of the counters.
+//! All records are `repr(C)`, native-endian, without padding that a reader could see; their sizes are
+//! asserted at compile time. Times are nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
+#![no_std]
+
+pub mod counter;
+pub mod heap;
+pub mod histogram;
+pub mod record;
+pub mod target;

@@ -1,0 +1,51 @@
+//! Which processes are traced.
+
+/// Value of the `TARGETS` map, keyed by thread-group id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// When tracing of this process began, or when it was forked: together with the pid its identity.
+    pub start_ns: u64,
+    /// [`FOLLOW`] and the like.
+    pub flags: u64,
+}
+
+/// Children of this process are traced too.
+pub const FOLLOW: u64 = 1;
+
+/// Kernel structure offsets, read from BTF when the programs are loaded. `u32::MAX`: not known on this kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelOffsets {
+    /// `task_struct.mm`
+    pub task_mm: u32,
+    /// `task_struct.signal`
+    pub task_signal: u32,
+    /// `task_struct.exit_code`
+    pub task_exit_code: u32,
+    /// `signal_struct.live`
+    pub signal_live: u32,
+    /// `mm_struct.rss_stat`
+    pub mm_rss_stat: u32,
+    /// Bytes between the counters of two members of `rss_stat` (`percpu_counter` since 6.2, `atomic_long_t` before).
+    pub rss_stride: u32,
+    /// `percpu_counter.count` within a member.
+    pub rss_count: u32,
+    /// `percpu_counter.counters` within a member, or [`UNKNOWN`] where the counter is not per CPU.
+    pub rss_percpu: u32,
+    /// `mm_struct.total_vm`
+    pub mm_total_vm: u32,
+    /// `mm_struct.hiwater_rss`
+    pub mm_hiwater_rss: u32,
+    /// `mm_struct.arg_start`; `arg_end` follows it.
+    pub mm_arg_start: u32,
+    /// `mm_struct.brk`
+    pub mm_brk: u32,
+    /// `mm_struct.start_brk`
+    pub mm_start_brk: u32,
+    /// `mm_struct.start_stack`
+    pub mm_start_stack: u32,
+}
+
+/// An offset that this kernel's BTF does not tell.
+pub const UNKNOWN: u32 = u32::MAX;

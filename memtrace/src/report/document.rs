@@ -1,0 +1,302 @@
+//! The report as a document: the JSON of the contract, and the only thing that text reports read.
+//!
+//! [`crate::model::Model::document`] makes it. `None` is "not measured", which is not zero.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the JSON.
+pub const SCHEMA: u32 = 1;
+
+/// One report, always whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of memtrace that traced.
+    pub memtrace: String,
+    /// Kernel release of the traced machine.
+    pub kernel: String,
+    /// Architecture of the traced machine.
+    pub arch: String,
+    /// What was seen and what was not.
+    pub coverage: Coverage,
+    /// In order of start, the traced command first.
+    pub processes: Vec<Process>,
+}
+
+/// What was seen, what was not, and why.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// Events that the model applied.
+    pub events: u64,
+    /// Events known to be lost.
+    pub lost: u64,
+    /// The recording ends before the trace did.
+    pub truncated: bool,
+    /// By name of the counter; also counters that are no loss (cut stacks).
+    pub lost_by_reason: BTreeMap<String, u64>,
+    /// Records that could not be decoded.
+    pub undecodable: u64,
+    /// Frees of blocks that were allocated before tracing began.
+    pub unmatched_frees: u64,
+    /// Probes tried.
+    pub probes: Vec<Probe>,
+    /// Exited processes that were dropped to bound memory; their numbers are in no row.
+    pub processes_dropped: u64,
+}
+
+/// One probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Tracepoint, function or event.
+    pub name: String,
+    /// Whether it was attached.
+    pub attached: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// One process, by pid and start time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Thread-group id.
+    pub pid: u32,
+    /// Parent's.
+    pub parent_pid: u32,
+    /// `CLOCK_MONOTONIC`.
+    pub start_time_ns: u64,
+    /// `CLOCK_MONOTONIC`; null while it runs.
+    pub end_time_ns: Option<u64>,
+    /// Name of the main thread.
+    pub comm: String,
+    /// Path of the program.
+    pub exe: String,
+    /// Arguments.
+    pub command_line: Vec<String>,
+    /// cgroup path.
+    pub cgroup: String,
+    /// Null while it runs.
+    pub exit: Option<Exit>,
+    /// Null where the heap was not seen; [`Process::heap_reason`] says why.
+    pub heap: Option<Heap>,
+    /// Why `heap` is null, or partial.
+    pub heap_reason: Option<String>,
+    /// Mappings in sum.
+    pub address_space: AddressSpace,
+    /// Page faults.
+    pub faults: Faults,
+    /// Blocks still live, by allocation site, most bytes first.
+    pub leaks: Vec<Leak>,
+    /// Mappings.
+    pub regions: Vec<Region>,
+    /// Over time.
+    pub timeline: Vec<TimelinePoint>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit status.
+    pub code: Option<i32>,
+    /// Signal that ended it.
+    pub signal: Option<i32>,
+}
+
+/// Heap counts of one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heap {
+    /// Successful calls that produced a block.
+    pub allocations: u64,
+    /// Blocks given back by the program.
+    pub frees: u64,
+    /// Successful reallocations of a block to a size above 0.
+    pub reallocations: u64,
+    /// Calls that asked for memory and got none.
+    pub failed: u64,
+    /// Sum of the sizes asked for, by allocations and reallocations.
+    pub bytes_allocated: u64,
+    /// Blocks not given back.
+    pub live_blocks: u64,
+    /// Their sizes as asked for.
+    pub live_bytes: u64,
+    /// Largest `live_bytes`.
+    pub peak_live_bytes: u64,
+    /// Frees of addresses that were never handed out.
+    pub invalid_frees: u64,
+    /// Frees of addresses that had been given back already.
+    pub double_frees: u64,
+}
+
+/// Mappings of one process in sum.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AddressSpace {
+    /// Mapped.
+    pub reserved_bytes: u64,
+    /// Resident.
+    pub committed_bytes: u64,
+    /// Mapped and not resident.
+    pub lazy_bytes: u64,
+    /// Largest `reserved_bytes`.
+    pub peak_reserved_bytes: u64,
+    /// Largest `committed_bytes`.
+    pub peak_committed_bytes: u64,
+    /// Swapped out.
+    pub swapped_bytes: Option<u64>,
+    /// heap, anonymous, stack, file, shared, other.
+    pub by_kind: BTreeMap<String, KindBytes>,
+    /// Where `committed_bytes` comes from: `kernel counters`, `smaps` or `faults`.
+    pub committed_source: String,
+    /// Memory system calls that failed, by name.
+    pub failed_calls: BTreeMap<String, u64>,
+}
+
+/// Bytes of one kind of mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindBytes {
+    /// Mapped.
+    pub reserved_bytes: u64,
+    /// Resident.
+    pub committed_bytes: u64,
+}
+
+/// Page faults of one process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Faults {
+    /// Handled without I/O.
+    pub minor: u64,
+    /// Waited for I/O.
+    pub major: u64,
+    /// Taken in user mode.
+    pub user: u64,
+    /// Taken in kernel mode.
+    pub kernel: u64,
+    /// All of them; null where no latency was measured.
+    pub latency_ns: Option<Latency>,
+    /// By kind of mapping.
+    pub by_kind: BTreeMap<String, KindFaults>,
+}
+
+/// Faults in one kind of mapping.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KindFaults {
+    /// Handled without I/O.
+    pub minor: u64,
+    /// Waited for I/O.
+    pub major: u64,
+    /// Null where no latency was measured.
+    pub latency_ns: Option<Latency>,
+}
+
+/// A latency distribution in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Faults with a latency.
+    pub count: u64,
+    /// Sum of minor-fault latencies.
+    pub minor_sum: u64,
+    /// Sum of major-fault latencies.
+    pub major_sum: u64,
+    /// Least.
+    pub min: u64,
+    /// Mean.
+    pub mean: u64,
+    /// Median.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
+    /// Greatest.
+    pub max: u64,
+    /// Not cumulative; only buckets that are not empty.
+    pub buckets: Vec<Bucket>,
+}
+
+/// One bucket of a histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Upper bound, inclusive, in nanoseconds.
+    pub le: u64,
+    /// Faults in this bucket alone.
+    pub count: u64,
+}
+
+/// Live blocks of one allocation site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leak {
+    /// Bytes as asked for.
+    pub bytes: u64,
+    /// Blocks.
+    pub blocks: u64,
+    /// Age of the oldest block at the end.
+    pub oldest_age_ns: u64,
+    /// Age of the newest.
+    pub newest_age_ns: u64,
+    /// Innermost first; empty with `--no-stacks`.
+    pub stack: Vec<Frame>,
+}
+
+/// One frame. An address may stand for several, inlined ones first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Frame {
+    /// Return address in the process.
+    pub address: u64,
+    /// Path of the module.
+    pub module: Option<String>,
+    /// Build ID, hexadecimal.
+    pub build_id: Option<String>,
+    /// Offset in the module's file.
+    pub offset: Option<u64>,
+    /// Demangled.
+    pub function: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// Inlined into the next frame.
+    pub inlined: bool,
+}
+
+/// One mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// First address.
+    pub start: u64,
+    /// End, exclusive.
+    pub end: u64,
+    /// As in /proc/PID/maps: `rw-p`.
+    pub permissions: String,
+    /// heap, anonymous, stack, file, shared, other.
+    pub kind: String,
+    /// File, or a pseudo-path such as `[vdso]`.
+    pub path: Option<String>,
+    /// Length.
+    pub reserved_bytes: u64,
+    /// Resident.
+    pub committed_bytes: u64,
+    /// Faults taken in it.
+    pub faults: u64,
+}
+
+/// One moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelinePoint {
+    /// `CLOCK_MONOTONIC`.
+    pub time_ns: u64,
+    /// Mapped.
+    pub reserved_bytes: u64,
+    /// Resident.
+    pub committed_bytes: u64,
+    /// Null where the heap was not seen.
+    pub heap_live_bytes: Option<u64>,
+    /// Size of the brk area.
+    pub program_break_bytes: u64,
+    /// Minor faults so far.
+    pub minor: u64,
+    /// Major faults so far.
+    pub major: u64,
+}

@@ -1,0 +1,3 @@
+//! Reports: the document, and one file per report that renders it.
+
+pub mod document;
