@@ -80,9 +80,20 @@ pub enum EventKind {
     /// State of a probe.
     Probe { name: Box<str>, attached: bool, reason: Option<Box<str>> },
     /// The machine; first event of a trace.
-    Machine { memtrace: Box<str>, kernel: Box<str>, arch: Box<str> },
+    Machine(Box<Machine>),
     /// Tracing stopped here: what still runs is reported as of now.
     End,
+}
+
+/// Where a trace was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// Version of memtrace.
+    pub memtrace: Box<str>,
+    /// Kernel release.
+    pub kernel: Box<str>,
+    /// Architecture.
+    pub arch: Box<str>,
 }
 
 /// How a fault came about.
