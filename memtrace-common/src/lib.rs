@@ -11,3 +11,20 @@ pub mod heap;
 pub mod histogram;
 pub mod record;
 pub mod target;
+
+/// aya lets only plain data into maps; these are: `repr(C)`, integers throughout, no padding.
+#[cfg(feature = "user")]
+mod pod {
+    use crate::{heap, histogram, target};
+
+    // SAFETY: repr(C), integer fields, no padding, every bit pattern valid.
+    unsafe impl aya::Pod for target::Target {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for target::KernelOffsets {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for histogram::HistogramKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for histogram::FaultHistogram {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for heap::Point {}
+}

@@ -47,5 +47,25 @@ pub struct KernelOffsets {
     pub mm_start_stack: u32,
 }
 
+impl KernelOffsets {
+    /// Nothing is known.
+    pub const NONE: Self = Self {
+        task_mm: UNKNOWN,
+        task_signal: UNKNOWN,
+        task_exit_code: UNKNOWN,
+        signal_live: UNKNOWN,
+        mm_rss_stat: UNKNOWN,
+        rss_stride: UNKNOWN,
+        rss_count: UNKNOWN,
+        rss_percpu: UNKNOWN,
+        mm_total_vm: UNKNOWN,
+        mm_hiwater_rss: UNKNOWN,
+        mm_arg_start: UNKNOWN,
+        mm_brk: UNKNOWN,
+        mm_start_brk: UNKNOWN,
+        mm_start_stack: UNKNOWN,
+    };
+}
+
 /// An offset that this kernel's BTF does not tell.
 pub const UNKNOWN: u32 = u32::MAX;

@@ -1,0 +1,92 @@
+//! The ring buffer, its wake-ups, and the counters of what did not fit.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::map,
+    maps::{Array, RingBuf},
+};
+use memtrace_common::{
+    counter::Counter,
+    record::{Header, Kind},
+};
+
+/// The stream. Its size is set when it is loaded.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 25, 0);
+
+/// Values of [`Counter`], by index.
+#[map]
+static COUNTERS: Array<u64> = Array::with_max_entries(32, 0);
+
+/// Bytes in the ring buffer at which the reader is woken; below, its timer finds them.
+#[unsafe(no_mangle)]
+static WAKEUP_BYTES: Global<u64> = Global::new(1 << 20);
+
+/// Whether the reader has to act on a record soon.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// The reader's timer is soon enough, unless the buffer fills.
+    Usual,
+    /// Wake the reader now: it may have probes to place.
+    Now,
+}
+
+/// Counts one occurrence. The map is shared between CPUs, so the addition is atomic.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to a live, aligned u64 of an array map.
+        unsafe { add(value, 1) };
+    }
+}
+
+/// Adds to a map's value atomically. An instruction of its own: core offers no read-modify-write atomics for
+/// this target, whose first version could not compare and swap.
+///
+/// # Safety
+/// `value` points to an aligned u64 of a map.
+#[inline(always)]
+pub unsafe fn add(value: *mut u64, amount: u64) {
+    // SAFETY: BPF_ATOMIC | BPF_ADD on a map value, as the caller promises.
+    unsafe {
+        asm!("lock *(u64 *)({value} + 0) += {amount}", value = in(reg) value, amount = in(reg) amount);
+    }
+}
+
+/// The common part of a record about the current thread, as of now.
+#[inline(always)]
+pub fn header(kind: Kind) -> Header {
+    let ids = bpf_get_current_pid_tgid();
+    // SAFETY: the helper takes no argument.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    Header { kind: kind as u16, flags: 0, pid: (ids >> 32) as u32, tid: ids as u32, extra: 0, time_ns }
+}
+
+/// Puts a record into the ring buffer, or counts it as lost. True if it went in.
+#[inline(always)]
+pub fn emit<T: 'static>(record: T, lost: Counter, urgency: Urgency) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<T>(0) else {
+        count(lost);
+        return false;
+    };
+    entry.write(record);
+    entry.submit(wakeup(urgency));
+    true
+}
+
+/// Flags for a submission: waking the reader costs more than the record, so it is woken by fill level.
+#[inline(always)]
+fn wakeup(urgency: Urgency) -> u64 {
+    let flags = if urgency == Urgency::Now
+        || EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES.load()
+    {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
+    u64::from(flags)
+}

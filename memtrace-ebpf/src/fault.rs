@@ -1,0 +1,193 @@
+//! Page faults: start from the exception's tracepoint, end from the software event that the kernel emits
+//! when a fault was handled (mm_account_fault(), mm/memory.c, since 5.9).
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    macros::{map, perf_event, raw_tracepoint},
+    maps::Array,
+    programs::{PerfEventContext, RawTracePointContext},
+};
+use memtrace_common::{
+    counter::Counter,
+    histogram::{BUCKETS, FaultHistogram, HistogramKey, bucket},
+    record::{
+        FAULT_ACCESS_KNOWN, FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION,
+        FAULT_WRITE, Fault, Kind,
+    },
+    target::Target,
+};
+
+use crate::{
+    emit::{Urgency, add, count, emit, header},
+    target::{self, HISTOGRAMS},
+    vma::SLOT_MASK,
+};
+
+/// A fault being handled.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FaultSlot {
+    tid: u32,
+    flags: u32,
+    started_ns: u64,
+    address: u64,
+    ip: u64,
+}
+
+#[map]
+static FAULT_SLOTS: Array<FaultSlot> = Array::with_max_entries(65_536, 0);
+
+/// Bits of the x86 error code (arch/x86/include/asm/trap_pf.h): protection, write, user, reserved, fetch.
+const ERROR_PROTECTION: u64 = 1;
+const ERROR_WRITE: u64 = 2;
+const ERROR_INSTRUCTION: u64 = 16;
+
+/// `exceptions:page_fault_user(address, regs, error_code)`.
+#[raw_tracepoint]
+pub fn fault_start_user(ctx: RawTracePointContext) -> i32 {
+    start(&ctx, 0)
+}
+
+/// `exceptions:page_fault_kernel`: copy_to_user into fresh pages commits memory too.
+#[raw_tracepoint]
+pub fn fault_start_kernel(ctx: RawTracePointContext) -> i32 {
+    start(&ctx, FAULT_KERNEL)
+}
+
+#[inline(always)]
+fn slot(tid: u32) -> Option<&'static mut FaultSlot> {
+    let slot = FAULT_SLOTS.get_ptr_mut(tid & SLOT_MASK.load())?;
+    // SAFETY: an array map's element lives as long as the program; the tid in it says whose it is.
+    Some(unsafe { &mut *slot })
+}
+
+#[inline(always)]
+fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
+    if target::current().is_none() {
+        return 0;
+    }
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = slot(tid) else { return 0 };
+    if slot.tid != 0 && slot.tid != tid {
+        count(Counter::SlotCollision);
+    }
+    let error: u64 = ctx.arg(2);
+    let mut flags = mode | FAULT_ACCESS_KNOWN;
+    if error & ERROR_WRITE != 0 {
+        flags |= FAULT_WRITE;
+    }
+    if error & ERROR_INSTRUCTION != 0 {
+        flags |= FAULT_INSTRUCTION;
+    }
+    if error & ERROR_PROTECTION != 0 {
+        flags |= FAULT_PROTECTION;
+    }
+    slot.tid = tid;
+    slot.flags = u32::from(flags);
+    slot.address = ctx.arg(0);
+    let regs: u64 = ctx.arg(1);
+    // pt_regs.ip, arch/x86/include/asm/ptrace.h: the 17th register.
+    slot.ip = crate::process::field(regs, 16 * 8).unwrap_or(0);
+    // SAFETY: the helper takes no argument.
+    slot.started_ns = unsafe { bpf_ktime_get_ns() };
+    0
+}
+
+/// PERF_COUNT_SW_PAGE_FAULTS_MIN.
+#[perf_event]
+pub fn fault_end_minor(ctx: PerfEventContext) -> u32 {
+    end(&ctx, 0)
+}
+
+/// PERF_COUNT_SW_PAGE_FAULTS_MAJ.
+#[perf_event]
+pub fn fault_end_major(ctx: PerfEventContext) -> u32 {
+    end(&ctx, FAULT_MAJOR)
+}
+
+#[inline(always)]
+fn end(ctx: &PerfEventContext, major: u16) -> u32 {
+    let Some((pid, target)) = target::current() else { return 0 };
+    let mut header = header(Kind::Fault);
+    // SAFETY: the context is valid while the program runs.
+    let (address, cs, ip) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs, (*ctx.ctx).regs.rip) };
+    let mut record = Fault { header, address, ip, latency_ns: u64::MAX };
+    if cs & 3 == 0 {
+        header.flags |= FAULT_KERNEL;
+    }
+    if let Some(slot) = slot(header.tid) {
+        if slot.tid == header.tid {
+            slot.tid = 0;
+            header.flags = slot.flags as u16;
+            record.address = slot.address;
+            record.ip = slot.ip;
+            record.latency_ns = header.time_ns.saturating_sub(slot.started_ns);
+        }
+    }
+    header.flags |= major;
+    record.header = header;
+    tally(pid, target, &record);
+    emit(record, Counter::LostFault, Urgency::Usual);
+    0
+}
+
+/// Counts the fault where a full ring buffer cannot lose it.
+#[inline(always)]
+fn tally(pid: u32, target: Target, fault: &Fault) {
+    let key = HistogramKey { pid, start_low: target.start_ns as u32 };
+    let Some(histogram) = HISTOGRAMS.get_ptr_mut(&key) else {
+        count(Counter::HistogramMissing);
+        return;
+    };
+    // SAFETY: map values are 8-byte aligned and every field is a u64; additions are atomic, so that
+    // threads of a process on several CPUs do not lose one.
+    unsafe {
+        let FaultHistogramFields { mode, sum, untimed, buckets } = fields(histogram, fault.header.flags);
+        add(mode, 1);
+        if fault.latency_ns == u64::MAX {
+            add(untimed, 1);
+            return;
+        }
+        add(sum, fault.latency_ns);
+        let index = bucket(fault.latency_ns) & (BUCKETS - 1);
+        add(buckets.add(index), 1);
+    }
+}
+
+struct FaultHistogramFields {
+    mode: *mut u64,
+    sum: *mut u64,
+    untimed: *mut u64,
+    buckets: *mut u64,
+}
+
+/// The fields that a fault with these flags adds to.
+///
+/// # Safety
+/// `histogram` points to a map value.
+#[inline(always)]
+unsafe fn fields(histogram: *mut FaultHistogram, flags: u16) -> FaultHistogramFields {
+    // SAFETY: field addresses of a map value.
+    unsafe {
+        let mode = if flags & FAULT_KERNEL != 0 {
+            &raw mut (*histogram).kernel
+        } else {
+            &raw mut (*histogram).user
+        };
+        if flags & FAULT_MAJOR != 0 {
+            FaultHistogramFields {
+                mode,
+                sum: &raw mut (*histogram).major_sum_ns,
+                untimed: &raw mut (*histogram).major_untimed,
+                buckets: (&raw mut (*histogram).major).cast(),
+            }
+        } else {
+            FaultHistogramFields {
+                mode,
+                sum: &raw mut (*histogram).minor_sum_ns,
+                untimed: &raw mut (*histogram).minor_untimed,
+                buckets: (&raw mut (*histogram).minor).cast(),
+            }
+        }
+    }
+}

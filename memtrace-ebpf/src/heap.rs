@@ -1,0 +1,253 @@
+//! Allocator functions: arguments at entry, one record at return; free at entry alone.
+//!
+//! What an allocator calls inside itself is not counted again. Two signs tell: the return address lies in
+//! the allocator's own text, or the function was reached by a tail jump out of a probed one (same stack
+//! pointer, and the return trampoline in place of the caller).
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::pt_regs,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user},
+    macros::{map, uprobe, uretprobe},
+    maps::Array,
+    programs::{ProbeContext, RetProbeContext},
+};
+use memtrace_common::{
+    counter::Counter,
+    heap::{Function, Point},
+    record::{Alloc, AllocFailed, Free, Header, Kind, Realloc},
+};
+
+use crate::{
+    emit::{Urgency, count, emit, header},
+    stack, target,
+    vma::SLOT_MASK,
+};
+
+/// A call in flight.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CallSlot {
+    tid: u32,
+    /// Index of the point, plus one; 0 for none.
+    point: u32,
+    /// Where the return address lies.
+    frame: u64,
+    /// The same, of the last call that was the allocator's own: a tail jump out of it is internal too.
+    internal_frame: u64,
+    entered_ns: u64,
+    /// Argument: block for realloc, place of the result for posix_memalign.
+    pointer: u64,
+    size: u64,
+    stack: u64,
+}
+
+#[map]
+static CALL_SLOTS: Array<CallSlot> = Array::with_max_entries(65_536, 0);
+
+/// Probe points; the attach cookie is the index.
+#[map]
+static POINTS: Array<Point> = Array::with_max_entries(4096, 0);
+
+/// The return trampoline is in the highest page of the address space (xol_add_vma(), kernel/events/uprobes.c,
+/// asks for TASK_SIZE - PAGE_SIZE and gets it, since the stack ends below).
+const TRAMPOLINE: u64 = 0x7fff_ffff_e000;
+
+/// Entry of a function that allocates.
+#[uprobe]
+pub fn heap_enter(ctx: ProbeContext) -> u32 {
+    if let Some(call) = Call::enter(ctx.as_ptr()) {
+        call.begin();
+    }
+    0
+}
+
+/// Entry of a function that frees.
+#[uprobe]
+pub fn heap_free(ctx: ProbeContext) -> u32 {
+    if let Some(call) = Call::enter(ctx.as_ptr()) {
+        let address = call.regs.rdi;
+        if address != 0 {
+            let record = Free { header: header(Kind::Free), address };
+            emit(record, Counter::LostFree, Urgency::Usual);
+        }
+    }
+    0
+}
+
+/// Return of a function that allocates, through the return trampoline: the return address is off the stack.
+#[uretprobe]
+pub fn heap_return(ctx: RetProbeContext) -> u32 {
+    finish(ctx.as_ptr(), 8);
+    0
+}
+
+/// The `ret` instruction of a function that may throw: the return address is still on the stack.
+#[uprobe]
+pub fn heap_return_instruction(ctx: ProbeContext) -> u32 {
+    finish(ctx.as_ptr(), 0);
+    0
+}
+
+/// A call by the program, at its entry.
+struct Call<'a> {
+    regs: &'a pt_regs,
+    point: &'static Point,
+    index: u32,
+    slot: &'static mut CallSlot,
+    tid: u32,
+    frame: u64,
+    caller: u64,
+}
+
+impl<'a> Call<'a> {
+    /// The call at this probe, unless the process is not traced or the allocator calls itself.
+    #[inline(always)]
+    fn enter(ctx: *mut core::ffi::c_void) -> Option<Self> {
+        target::current()?;
+        // SAFETY: the context of a uprobe program is a pt_regs.
+        let regs: &'a pt_regs = unsafe { &*ctx.cast::<pt_regs>() };
+        // SAFETY: the context is this program's own.
+        let index = unsafe { bpf_get_attach_cookie(ctx) } as u32;
+        let point = POINTS.get(index)?;
+        let tid = bpf_get_current_pid_tgid() as u32;
+        let slot = slot(tid)?;
+        let frame = regs.rsp + u64::from(point.pushed);
+        // SAFETY: the helper checks the user address.
+        let caller = unsafe { bpf_probe_read_user(frame as *const u64) }.unwrap_or_else(|_| {
+            count(Counter::CallerUnreadable);
+            0
+        });
+        let distance = caller.wrapping_sub(regs.rip) as i64;
+        let own = slot.tid == tid;
+        if distance >= point.internal_start && distance < point.internal_end {
+            if own {
+                slot.internal_frame = frame;
+            }
+            return None;
+        }
+        let tail_jump = caller & !0xfff == TRAMPOLINE
+            && own
+            && ((slot.point != 0 && slot.frame == frame) || slot.internal_frame == frame);
+        if tail_jump {
+            return None;
+        }
+        Some(Self { regs, point, index, slot, tid, frame, caller })
+    }
+
+    /// Remembers the arguments until the return.
+    #[inline(always)]
+    fn begin(self) {
+        let Self { regs, point, index, slot, tid, frame, caller } = self;
+        if slot.point != 0 {
+            count(if slot.tid == tid { Counter::CallAbandoned } else { Counter::SlotCollision });
+        }
+        let (pointer, size) = arguments(regs, point.function);
+        slot.tid = tid;
+        slot.point = index + 1;
+        slot.frame = frame;
+        slot.internal_frame = 0;
+        slot.pointer = pointer;
+        slot.size = size;
+        // SAFETY: the helper takes no argument.
+        slot.entered_ns = if point.function == Function::Realloc as u32
+            || point.function == Function::Reallocarray as u32
+        {
+            unsafe { bpf_ktime_get_ns() }
+        } else {
+            0
+        };
+        slot.stack = stack::intern(regs, if caller & !0xfff == TRAMPOLINE { 0 } else { caller });
+    }
+}
+
+#[inline(always)]
+fn slot(tid: u32) -> Option<&'static mut CallSlot> {
+    let slot = CALL_SLOTS.get_ptr_mut(tid & SLOT_MASK.load())?;
+    // SAFETY: an array map's element lives as long as the program; the tid in it says whose it is.
+    Some(unsafe { &mut *slot })
+}
+
+/// Pointer and size among the arguments. An overflowing product is a call that fails.
+#[inline(always)]
+fn arguments(regs: &pt_regs, function: u32) -> (u64, u64) {
+    const CALLOC: u32 = Function::Calloc as u32;
+    const REALLOC: u32 = Function::Realloc as u32;
+    const REALLOCARRAY: u32 = Function::Reallocarray as u32;
+    const POSIX_MEMALIGN: u32 = Function::PosixMemalign as u32;
+    const ALIGNED_ALLOC: u32 = Function::AlignedAlloc as u32;
+    match function {
+        CALLOC => (0, regs.rdi.wrapping_mul(regs.rsi)),
+        REALLOC => (regs.rdi, regs.rsi),
+        REALLOCARRAY => (regs.rdi, regs.rsi.wrapping_mul(regs.rdx)),
+        POSIX_MEMALIGN => (regs.rdi, regs.rdx),
+        ALIGNED_ALLOC => (0, regs.rsi),
+        _ => (0, regs.rdi),
+    }
+}
+
+/// The return of a call by the program.
+#[inline(always)]
+fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
+    if target::current().is_none() {
+        return;
+    }
+    // SAFETY: the context of a uprobe program is a pt_regs.
+    let regs = unsafe { &*ctx.cast::<pt_regs>() };
+    // SAFETY: the context is this program's own.
+    let index = unsafe { bpf_get_attach_cookie(ctx) } as u32;
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = slot(tid) else { return };
+    if slot.tid != tid || slot.point != index + 1 || slot.frame != regs.rsp.wrapping_sub(popped) {
+        return;
+    }
+    slot.point = 0;
+    let Some(point) = POINTS.get(index) else { return };
+    let result = if point.function == Function::PosixMemalign as u32 {
+        memalign_result(slot.pointer, regs.rax)
+    } else {
+        regs.rax
+    };
+    emit_result(slot, point.function, result);
+}
+
+/// posix_memalign stores the block's address and returns 0, or returns an error.
+#[inline(always)]
+fn memalign_result(place: u64, status: u64) -> u64 {
+    if status as u32 != 0 {
+        return 0;
+    }
+    // SAFETY: the helper checks the user address.
+    unsafe { bpf_probe_read_user(place as *const u64) }.unwrap_or(0)
+}
+
+#[inline(always)]
+fn emit_result(slot: &CallSlot, function: u32, result: u64) {
+    let reallocates = (function == Function::Realloc as u32
+        || function == Function::Reallocarray as u32)
+        && slot.pointer != 0;
+    let (size, stack) = (slot.size, slot.stack);
+    if result == 0 {
+        if reallocates && size == 0 {
+            let header = Header { time_ns: slot.entered_ns, ..header(Kind::Free) };
+            emit(Free { header, address: slot.pointer }, Counter::LostFree, Urgency::Usual);
+        } else {
+            let header = Header { extra: function, ..header(Kind::AllocFailed) };
+            emit(AllocFailed { header, size }, Counter::LostAllocation, Urgency::Usual);
+        }
+    } else if reallocates {
+        let record = Realloc {
+            header: header(Kind::Realloc),
+            entered_ns: slot.entered_ns,
+            old_address: slot.pointer,
+            new_address: result,
+            size,
+            stack,
+        };
+        emit(record, Counter::LostReallocation, Urgency::Usual);
+    } else {
+        let header = Header { extra: function, ..header(Kind::Alloc) };
+        let record = Alloc { header, address: result, size, stack };
+        emit(record, Counter::LostAllocation, Urgency::Usual);
+    }
+}

@@ -1,0 +1,34 @@
+//! memtrace's kernel-side programs: filter, stamp, reserve, submit.
+//!
+//! Every program begins with the filter ([`target::current`]): a process that is not traced pays for
+//! the hook and one map look-up. Every helper's result is checked; what could not be recorded is
+//! counted under a name ([`memtrace_common::counter::Counter`]).
+//!
+//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `stack`.
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(unstable_features, reason = "inline assembly for BPF is not stable yet"),
+    feature(asm_experimental_arch)
+)]
+#![no_std]
+#![no_main]
+
+mod emit;
+mod fault;
+mod heap;
+mod process;
+mod residency;
+mod stack;
+mod target;
+mod vma;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// What the kernel calls "Dual MIT/GPL": helpers that are for GPL programs only are allowed.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

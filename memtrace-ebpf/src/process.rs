@@ -1,0 +1,197 @@
+//! Fork, exec, exit and thread names.
+
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    helpers::{
+        bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes,
+        bpf_probe_read_user_buf,
+    },
+    macros::{map, tracepoint},
+    maps::PerCpuArray,
+    programs::TracePointContext,
+};
+use aya_log_ebpf::warn;
+use memtrace_common::{
+    counter::Counter,
+    record::{ARGUMENT_BYTES, Arguments, Exec, Exit, Fork, Kind, PATH_BYTES, Rename},
+    target::{FOLLOW, KernelOffsets, Target, UNKNOWN},
+};
+
+use crate::{
+    emit::{Urgency, count, emit, header},
+    residency, target,
+};
+
+/// Offsets into the kernel's structures, from BTF.
+#[unsafe(no_mangle)]
+static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets::NONE);
+
+/// `include/linux/sched.h`: the new task shares the thread group.
+const CLONE_THREAD: u64 = 0x0001_0000;
+
+/// The kernel's structure offsets.
+#[inline(always)]
+pub fn offsets() -> KernelOffsets {
+    OFFSETS.load()
+}
+
+/// Reads a field of a kernel structure whose offset BTF told; `None` where it did not.
+#[inline(always)]
+pub fn field<T>(base: u64, offset: u32) -> Option<T> {
+    if base == 0 || offset == UNKNOWN {
+        return None;
+    }
+    // SAFETY: bpf_probe_read_kernel checks the address itself and fails on a bad one.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
+}
+
+/// `task:task_newtask`, at the end of copy_process() in the parent, before the child runs.
+#[tracepoint]
+pub fn process_fork(ctx: TracePointContext) -> u32 {
+    let Some((_, parent)) = target::current() else { return 0 };
+    // SAFETY: the offsets are those of include/trace/events/task.h, stable since 2.6.38.
+    let (Ok(child), Ok(comm), Ok(clone_flags)) = (unsafe {
+        (ctx.read_at::<u32>(8), ctx.read_at::<[u8; 16]>(12), ctx.read_at::<u64>(32))
+    }) else {
+        return 0;
+    };
+    let mut header = header(Kind::Fork);
+    header.extra = child;
+    if clone_flags & CLONE_THREAD == 0 && parent.flags & FOLLOW != 0 {
+        let child_target = Target { start_ns: header.time_ns, flags: parent.flags };
+        if !target::follow(child, child_target) {
+            warn!(&ctx, "process {} is not followed: the table of traced processes is full", child);
+        }
+    }
+    emit(Fork { header, clone_flags, comm }, Counter::LostProcess, Urgency::Usual);
+    0
+}
+
+/// `sched:sched_process_exec`, after the point of no return: the address space is the new one.
+#[tracepoint]
+pub fn process_exec(ctx: TracePointContext) -> u32 {
+    if target::current().is_none() {
+        return 0;
+    }
+    let Some(scratch) = EXECS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
+    let record = unsafe { &mut *scratch };
+    record.header = header(Kind::Exec);
+    record.comm = ctx.command().unwrap_or_default();
+    // SAFETY: __data_loc of the filename, include/trace/events/sched.h.
+    if let Ok(location) = unsafe { ctx.read_at::<u32>(8) } {
+        let offset = (location & 0xffff) as usize;
+        // SAFETY: the kernel put the string behind the record; the helper checks every byte it reads.
+        let read = unsafe {
+            bpf_probe_read_kernel_str_bytes(ctx.as_ptr().cast::<u8>().add(offset), &mut record.path)
+        };
+        if let Ok(path) = read {
+            record.header.extra = path.len() as u32;
+            record.header.flags = u16::from(path.len() == PATH_BYTES - 1);
+        }
+    }
+    emit(*record, Counter::LostProcess, Urgency::Now);
+    0
+}
+
+/// `syscalls:sys_exit_execve` and `execveat`: the arguments are in the new stack now.
+#[tracepoint]
+pub fn process_executed(ctx: TracePointContext) -> u32 {
+    if target::current().is_none() {
+        return 0;
+    }
+    // SAFETY: sys_exit's `ret`, include/trace/events/syscalls.h.
+    if !matches!(unsafe { ctx.read_at::<i64>(16) }, Ok(0)) {
+        return 0;
+    }
+    residency::emit_totals(0);
+    let Some(scratch) = ARGUMENTS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
+    let record = unsafe { &mut *scratch };
+    if read_arguments(record).is_some() {
+        emit(*record, Counter::LostProcess, Urgency::Usual);
+    }
+    0
+}
+
+/// Copies the argument area of the current process.
+#[inline(always)]
+fn read_arguments(record: &mut Arguments) -> Option<()> {
+    let offsets = offsets();
+    let mm = current_mm()?;
+    let start: u64 = field(mm, offsets.mm_arg_start)?;
+    let end: u64 = field(mm, offsets.mm_arg_start.wrapping_add(8))?;
+    let length = end.checked_sub(start)?;
+    let kept = if length > ARGUMENT_BYTES as u64 { ARGUMENT_BYTES as u64 } else { length };
+    record.header = header(Kind::Arguments);
+    record.header.extra = kept as u32;
+    record.header.flags = u16::from(length > ARGUMENT_BYTES as u64);
+    if kept == 0 {
+        return None;
+    }
+    let kept = (kept as usize).min(ARGUMENT_BYTES);
+    // SAFETY: the helper checks the user address; the destination is within the scratch record.
+    unsafe { bpf_probe_read_user_buf(start as *const u8, record.bytes.get_unchecked_mut(..kept)) }.ok()
+}
+
+/// `mm_struct` of the current task; `None` for kernel threads and where BTF does not tell.
+#[inline(always)]
+pub fn current_mm() -> Option<u64> {
+    // SAFETY: the helper takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    field::<u64>(task, offsets().task_mm).filter(|&mm| mm != 0)
+}
+
+/// `sched:sched_process_exit`, in the thread that ends.
+#[tracepoint]
+pub fn process_exit(ctx: TracePointContext) -> u32 {
+    let Some((pid, _)) = target::current() else { return 0 };
+    let offsets = offsets();
+    // SAFETY: the helper takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    let live: Option<i32> = field::<u64>(task, offsets.task_signal)
+        .and_then(|signal| field(signal, offsets.signal_live));
+    let mut header = header(Kind::Exit);
+    // Without BTF the leader's end is taken for the process's.
+    let last = live.map_or(header.pid == header.tid, |live| live == 0);
+    header.extra = u32::from(last);
+    header.flags = u16::from(live.is_none());
+    if last {
+        // Since 6.16 the address space is still there (kernel/exit.c); before, this finds none.
+        residency::emit_totals(memtrace_common::record::MEMORY_FINAL);
+        // The entry may be gone already where two last threads race; that is no loss.
+        let _ = target::TARGETS.remove(&pid);
+    }
+    let status: i32 = field(task, offsets.task_exit_code).unwrap_or(0);
+    let comm = ctx.command().unwrap_or_default();
+    let urgency = if last { Urgency::Now } else { Urgency::Usual };
+    if !emit(Exit { header, status: status as u32 as u64, comm }, Counter::LostProcess, urgency) {
+        count(Counter::LostProcess);
+    }
+    0
+}
+
+/// `task:task_rename`.
+#[tracepoint]
+pub fn process_rename(ctx: TracePointContext) -> u32 {
+    if target::current().is_none() {
+        return 0;
+    }
+    // SAFETY: include/trace/events/task.h.
+    let (Ok(tid), Ok(comm)) = (unsafe { (ctx.read_at::<u32>(8), ctx.read_at::<[u8; 16]>(28)) })
+    else {
+        return 0;
+    };
+    let mut header = header(Kind::Rename);
+    header.tid = tid;
+    emit(Rename { header, comm }, Counter::LostProcess, Urgency::Usual);
+    0
+}
+
+/// Scratch: an [`Exec`] is too large for the BPF stack beside its copy.
+#[map]
+static EXECS: PerCpuArray<Exec> = PerCpuArray::with_max_entries(1, 0);
+
+/// Scratch, for the same reason.
+#[map]
+static ARGUMENTS: PerCpuArray<Arguments> = PerCpuArray::with_max_entries(1, 0);

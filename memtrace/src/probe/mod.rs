@@ -1,0 +1,19 @@
+//! Probes: what hooks the kernel and the allocators, and how it is put there and taken away.
+//!
+//! Only this module and [`crate::stream`] know aya. Everything attached is a file descriptor owned here:
+//! when memtrace ends, however it ends, the kernel takes the probes away.
+
+pub mod allocator;
+pub mod btf;
+pub mod error;
+pub mod fault;
+pub mod heap;
+pub mod object;
+pub mod perf;
+pub mod placement;
+pub mod points;
+pub mod search;
+pub mod sideband;
+pub mod tracefs;
+
+pub use error::Error;

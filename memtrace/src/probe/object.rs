@@ -1,0 +1,213 @@
+//! The BPF object: loaded with its configuration, its maps and programs handed out.
+
+use std::{fs, os::fd::BorrowedFd};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, RingBuf},
+    programs::Program,
+};
+use memtrace_common::{
+    counter::Counter,
+    heap::Point,
+    histogram::{FaultHistogram, HistogramKey},
+    target::{FOLLOW, KernelOffsets, Target},
+};
+
+use super::{Error, btf};
+
+/// The object, compiled by `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace.bpf.o"));
+
+/// What is decided when the programs are loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Size of the ring buffer in bytes; a power of two.
+    pub ring_bytes: u32,
+    /// Slots for calls and faults in flight; a power of two. Threads whose ids are equal modulo this share one.
+    pub slots: u32,
+    /// Take a stack at each allocation.
+    pub stacks: bool,
+    /// Level of the programs' own messages.
+    pub log_level: log::LevelFilter,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { ring_bytes: 1 << 25, slots: 1 << 16, stacks: true, log_level: log::LevelFilter::Warn }
+    }
+}
+
+/// The loaded object.
+pub struct Object {
+    ebpf: Ebpf,
+    points: Array<MapData, Point>,
+    targets: HashMap<MapData, u32, Target>,
+    histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
+    counters: Array<MapData, u64>,
+    next_point: u32,
+    offsets: KernelOffsets,
+}
+
+impl Object {
+    /// Loads the maps and all programs.
+    pub fn load(options: &LoadOptions) -> Result<Self, Error> {
+        let offsets = btf::kernel_offsets();
+        let per_cpu_offset = kernel_symbol("__per_cpu_offset").unwrap_or(0);
+        let cpus = aya::util::nr_cpus().unwrap_or(0) as u32;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("OFFSETS", &offsets, true)
+            .override_global("PER_CPU_OFFSET", &per_cpu_offset, true)
+            .override_global("CPUS", &cpus, true)
+            .override_global("SLOT_MASK", &(options.slots - 1), true)
+            .override_global("TAKE_STACKS", &u8::from(options.stacks), true)
+            .override_global("WAKEUP_BYTES", &u64::from(options.ring_bytes / 16), true)
+            .override_global("AYA_LOG_LEVEL", &(options.log_level as u8), false)
+            .map_max_entries("EVENTS", options.ring_bytes)
+            .map_max_entries("CALL_SLOTS", options.slots)
+            .map_max_entries("FAULT_SLOTS", options.slots)
+            .map_max_entries("SYSCALL_SLOTS", options.slots)
+            .load(OBJECT)
+            .map_err(load_error)?;
+        for (_, program) in ebpf.programs_mut() {
+            load_program(program)?;
+        }
+        Ok(Self {
+            points: array(&mut ebpf, "POINTS")?,
+            targets: hash(&mut ebpf, "TARGETS")?,
+            histograms: hash(&mut ebpf, "HISTOGRAMS")?,
+            counters: array(&mut ebpf, "COUNTERS")?,
+            next_point: 0,
+            offsets,
+            ebpf,
+        })
+    }
+
+    /// The reading end of the stream; once.
+    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>, Error> {
+        let map = self.ebpf.take_map("EVENTS").ok_or(Error::Object { name: "EVENTS" })?;
+        RingBuf::try_from(map).map_err(|_| Error::Object { name: "EVENTS" })
+    }
+
+    /// The programs' own messages, forwarded to `log`; `None` where the object has none.
+    pub fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).ok()
+    }
+
+    /// Descriptor of a loaded program.
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, Error> {
+        use std::os::fd::AsFd as _;
+        let program = self.ebpf.program(name).ok_or(Error::Object { name })?;
+        Ok(program.fd().map_err(|_| Error::Object { name })?.as_fd())
+    }
+
+    /// Attaches a raw tracepoint program for as long as the object lives.
+    pub fn attach_raw(&mut self, name: &'static str, tracepoint: &str) -> Result<(), Error> {
+        let Some(Program::RawTracePoint(program)) = self.ebpf.program_mut(name) else {
+            return Err(Error::Object { name });
+        };
+        program.attach(tracepoint).map(drop).map_err(|error| Error::Attach {
+            name: tracepoint.to_owned(),
+            source: std::io::Error::other(error),
+        })
+    }
+
+    /// Registers a probe point; the result is its attach cookie.
+    pub fn add_point(&mut self, point: Point) -> Result<u64, Error> {
+        let index = self.next_point;
+        let written = self.points.set(index, point, 0);
+        written.map_err(|error| Error::Map { name: "POINTS", reason: error.to_string() })?;
+        self.next_point += 1;
+        Ok(u64::from(index))
+    }
+
+    /// Traces a process from now on; `start_ns` is part of its identity.
+    pub fn trace(&mut self, pid: u32, start_ns: u64, follow: bool) -> Result<(), Error> {
+        let failed = |error: aya::maps::MapError| Error::Map { name: "TARGETS", reason: error.to_string() };
+        let key = HistogramKey { pid, start_low: start_ns as u32 };
+        self.histograms.insert(key, FaultHistogram::EMPTY, 0).map_err(failed)?;
+        let target = Target { start_ns, flags: if follow { FOLLOW } else { 0 } };
+        self.targets.insert(pid, target, 0).map_err(failed)
+    }
+
+    /// Stops tracing a process.
+    pub fn forget(&mut self, pid: u32) {
+        if let Err(error) = self.targets.remove(&pid) {
+            log::debug!("pid {pid} was not traced any more: {error}");
+        }
+    }
+
+    /// The fault histogram of a process; with `last`, it is removed.
+    pub fn histogram(&mut self, key: HistogramKey, last: bool) -> Option<FaultHistogram> {
+        let histogram = self.histograms.get(&key, 0).ok();
+        if last && let Err(error) = self.histograms.remove(&key) {
+            log::debug!("no histogram of pid {}: {error}", key.pid);
+        }
+        histogram
+    }
+
+    /// The value of a counter since the object was loaded.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(&(counter as u32), 0).unwrap_or(0)
+    }
+
+    /// What this kernel's BTF told.
+    pub fn offsets(&self) -> &KernelOffsets {
+        &self.offsets
+    }
+}
+
+fn load_program(program: &mut Program) -> Result<(), Error> {
+    match program {
+        Program::TracePoint(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
+        Program::PerfEvent(program) => program.load(),
+        Program::UProbe(program) => program.load(),
+        _ => return Err(Error::Object { name: "a program of a known type" }),
+    }
+    .map_err(program_error)
+}
+
+fn load_error(error: aya::EbpfError) -> Error {
+    privileges_or(format!("{error}{}", cause(&error)))
+}
+
+fn program_error(error: aya::programs::ProgramError) -> Error {
+    if let aya::programs::ProgramError::LoadError { verifier_log, .. } = &error {
+        log::debug!("{verifier_log}");
+    }
+    privileges_or(format!("{error}{}", cause(&error)))
+}
+
+fn cause(error: &dyn std::error::Error) -> String {
+    error.source().map(|source| format!(": {source}")).unwrap_or_default()
+}
+
+/// A refusal is best explained by what the caller lacks.
+fn privileges_or(reason: String) -> Error {
+    if !nix::unistd::geteuid().is_root() {
+        return Error::Privileges;
+    }
+    let reason = reason.lines().next().unwrap_or_default().to_owned();
+    Error::Load { reason }
+}
+
+fn array<V: aya::Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<Array<MapData, V>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Object { name })?;
+    Array::try_from(map).map_err(|_| Error::Object { name })
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Object { name })?;
+    HashMap::try_from(map).map_err(|_| Error::Object { name })
+}
+
+/// Address of a kernel symbol; `None` where kptr_restrict hides it.
+fn kernel_symbol(name: &str) -> Option<u64> {
+    let symbols = fs::read_to_string("/proc/kallsyms").ok()?;
+    let line = symbols.lines().find(|line| line.split_whitespace().nth(2) == Some(name))?;
+    u64::from_str_radix(line.split_whitespace().next()?, 16).ok().filter(|&address| address != 0)
+}

@@ -1,0 +1,104 @@
+//! What /proc says about a process, as events: where tracing begins with a process that runs, and where
+//! page faults alone cannot tell what is resident.
+
+use std::path::Path;
+
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
+
+use crate::event::{Event, EventKind, Pid, SmapsRegion, Started};
+
+/// Now, on the clock of all events.
+pub fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is ours; CLOCK_MONOTONIC always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Threads of a process now; empty when it is gone.
+pub fn threads(pid: Pid) -> Vec<u32> {
+    let Ok(process) = Process::new(pid as i32) else { return Vec::new() };
+    let Ok(tasks) = process.tasks() else { return Vec::new() };
+    tasks.flatten().map(|task| task.tid as u32).collect()
+}
+
+/// Identity of a process that begins to be traced: what it is, where it runs, how it was called.
+pub fn identity(pid: Pid, start_ns: u64, already_running: bool) -> Vec<Event> {
+    let at = |kind| Event { time_ns: start_ns, pid, tid: pid, kind };
+    let process = Process::new(pid as i32).ok();
+    let stat = process.as_ref().and_then(|process| process.stat().ok());
+    let exe = process.as_ref().and_then(|process| process.exe().ok()).unwrap_or_default();
+    let mut events = vec![at(EventKind::Started(Box::new(Started {
+        parent: stat.as_ref().map_or(0, |stat| stat.ppid as u32),
+        start_ns,
+        comm: stat.map(|stat| stat.comm).unwrap_or_default().into(),
+        exe: exe.to_string_lossy().into(),
+        already_running,
+    })))];
+    if let Some(arguments) = process.as_ref().and_then(|process| process.cmdline().ok()) {
+        events.push(at(EventKind::CommandLine { arguments: arguments.into(), truncated: false }));
+    }
+    if let Some(path) = cgroup(pid) {
+        events.push(at(EventKind::Cgroup { path: path.into() }));
+    }
+    events
+}
+
+/// The cgroup v2 path; on a hybrid system that of the memory controller.
+pub fn cgroup(pid: Pid) -> Option<String> {
+    let groups = Process::new(pid as i32).ok()?.cgroups().ok()?.0;
+    let memory = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
+    let unified = groups.iter().find(|group| group.hierarchy == 0);
+    memory.or(unified).map(|group| group.pathname.clone())
+}
+
+/// The whole address space from /proc/PID/smaps, between a begin and an end. Empty when the process is gone.
+pub fn smaps(pid: Pid) -> Vec<Event> {
+    // Stamped before the read: what happens meanwhile is applied again, which changes little; stamped after,
+    // a mapping made meanwhile would be forgotten.
+    let time_ns = now_ns();
+    let Ok(maps) = Process::new(pid as i32).and_then(|process| process.smaps()) else {
+        return Vec::new();
+    };
+    if maps.0.is_empty() {
+        return Vec::new();
+    }
+    let at = |kind| Event { time_ns, pid, tid: 0, kind };
+    let regions = maps.0.iter().map(|map| at(EventKind::Smaps(Box::new(region(map)))));
+    [at(EventKind::SmapsBegin)].into_iter().chain(regions).chain([at(EventKind::SmapsEnd)]).collect()
+}
+
+fn region(map: &MemoryMap) -> SmapsRegion {
+    let bytes = |key: &str| map.extension.map.get(key).copied().unwrap_or(0);
+    let bit = |permission, bit: i32| if map.perms.contains(permission) { bit as u32 } else { 0 };
+    SmapsRegion {
+        start: map.address.0,
+        end: map.address.1,
+        protection: bit(MMPermissions::READ, libc::PROT_READ)
+            | bit(MMPermissions::WRITE, libc::PROT_WRITE)
+            | bit(MMPermissions::EXECUTE, libc::PROT_EXEC),
+        shared: map.perms.contains(MMPermissions::SHARED),
+        offset: map.offset,
+        path: path(&map.pathname),
+        inode: map.inode,
+        resident_bytes: bytes("Rss"),
+        anonymous_bytes: bytes("Anonymous"),
+        swapped_bytes: bytes("Swap"),
+        resident_pages: None,
+    }
+}
+
+fn path(path: &MMapPath) -> Box<str> {
+    match path {
+        MMapPath::Path(path) => Path::to_string_lossy(path).into(),
+        MMapPath::Heap => "[heap]".into(),
+        MMapPath::Stack | MMapPath::TStack(_) => "[stack]".into(),
+        MMapPath::Vdso => "[vdso]".into(),
+        MMapPath::Vvar => "[vvar]".into(),
+        MMapPath::Vsyscall => "[vsyscall]".into(),
+        MMapPath::Rollup => "[rollup]".into(),
+        MMapPath::Anonymous => "".into(),
+        MMapPath::Vsys(id) => format!("/SYSV{id:08x}").into(),
+        MMapPath::Other(name) => format!("[{name}]").into(),
+    }
+}

@@ -1,0 +1,152 @@
+//! The stream of events of a live trace: ring buffer, mapping records and what /proc said, in one order.
+
+pub mod decode;
+mod order;
+mod totals;
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aya::maps::{MapData, RingBuf};
+use memtrace_common::counter::Counter;
+use rustc_hash::FxHashMap;
+
+use crate::{
+    event::{Event, EventKind, Pid},
+    probe::{object::Object, sideband::Sideband},
+};
+
+/// Records taken at a time: keeps a drain short enough for timers and signals to have their turn.
+const BATCH: usize = 8192;
+
+/// Merges all sources of a live trace.
+pub struct Stream {
+    ring: RingBuf<MapData>,
+    order: order::Order,
+    starts: FxHashMap<Pid, u64>,
+    counted: [u64; Counter::ALL.len()],
+    undecodable: u64,
+    batch: Vec<Event>,
+    side: Vec<Event>,
+}
+
+impl Stream {
+    /// A stream over the ring buffer of a loaded object.
+    pub fn new(ring: RingBuf<MapData>) -> Self {
+        Self {
+            ring,
+            order: order::Order::default(),
+            starts: FxHashMap::default(),
+            counted: [0; Counter::ALL.len()],
+            undecodable: 0,
+            batch: Vec::with_capacity(BATCH),
+            side: Vec::new(),
+        }
+    }
+
+    /// Tells when tracing of a process began; forks are learnt from the stream itself.
+    pub fn begin(&mut self, pid: Pid, start_ns: u64) {
+        self.starts.insert(pid, start_ns);
+    }
+
+    /// Adds an event that did not come through the ring buffer, to be delivered at its time.
+    pub fn push(&mut self, event: Event) {
+        self.order.push(event);
+    }
+
+    /// Takes up to one batch of records and delivers them in order. False when the ring buffer was empty.
+    pub fn drain(
+        &mut self,
+        object: &mut Object,
+        sideband: &mut Sideband,
+        deliver: &mut dyn FnMut(Event),
+    ) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        while batch.len() < BATCH
+            && let Some(record) = self.ring.next()
+        {
+            match decode::decode(&record) {
+                Ok(event) => batch.push(event),
+                Err(error) => {
+                    log::debug!("{error}");
+                    self.undecodable += 1;
+                }
+            }
+        }
+        // Read after the ring: a mapping's record is written before its system call returns.
+        let lost = sideband.drain(&mut self.side);
+        for event in self.side.drain(..) {
+            self.order.push(event);
+        }
+        if lost > 0 {
+            deliver(counted("mmap_records", lost, true));
+        }
+        let any = !batch.is_empty();
+        for event in batch.drain(..) {
+            self.order.before(event.time_ns, deliver);
+            self.note(&event, object, deliver);
+            deliver(event);
+        }
+        self.batch = batch;
+        any
+    }
+
+    /// Delivers what is still held back, and the counts so far.
+    pub fn finish(&mut self, object: &mut Object, now_ns: u64, deliver: &mut dyn FnMut(Event)) {
+        self.order.before(u64::MAX, deliver);
+        self.report(object, now_ns, deliver);
+    }
+
+    /// Delivers the counters' growth and the fault totals of every process that runs.
+    pub fn report(&mut self, object: &mut Object, now_ns: u64, deliver: &mut dyn FnMut(Event)) {
+        for (index, &counter) in Counter::ALL.iter().enumerate() {
+            let value = object.counter(counter);
+            let grown = value.saturating_sub(self.counted[index]);
+            if grown > 0 {
+                deliver(counted(counter.name(), grown, counter.is_loss()));
+                self.counted[index] = value;
+            }
+        }
+        if self.undecodable > 0 {
+            deliver(counted("undecodable", std::mem::take(&mut self.undecodable), false));
+        }
+        for (&pid, &start_ns) in &self.starts {
+            if let Some(event) = totals::read(object, pid, start_ns, now_ns, false) {
+                deliver(event);
+            }
+        }
+    }
+
+    /// Keeps the table of processes, and reads the totals of one that ends just before its end is told.
+    fn note(&mut self, event: &Event, object: &mut Object, deliver: &mut dyn FnMut(Event)) {
+        match &event.kind {
+            EventKind::Fork { child, .. } => {
+                self.starts.insert(*child, event.time_ns);
+            }
+            EventKind::Exit { .. } => {
+                if let Some(start_ns) = self.starts.remove(&event.pid)
+                    && let Some(totals) = totals::read(object, event.pid, start_ns, event.time_ns, true)
+                {
+                    deliver(totals);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Processes that were traced and have not ended, as far as the stream was read.
+    pub fn running(&self) -> impl Iterator<Item = Pid> + '_ {
+        self.starts.keys().copied()
+    }
+
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ring.as_fd()
+    }
+}
+
+fn counted(reason: &str, count: u64, loss: bool) -> Event {
+    let kind = EventKind::Counted { reason: reason.into(), count, loss };
+    Event { time_ns: 0, pid: 0, tid: 0, kind }
+}
