@@ -1,0 +1,7 @@
+//! Where probes stand, and what they are attached to.
+
+pub mod allocator;
+pub mod flow;
+pub mod image;
+pub mod names;
+pub mod placement;
