@@ -72,7 +72,8 @@ pub enum EventKind {
     /// The cgroup v2 path of the process (v1: that of the memory controller).
     Cgroup { path: Box<str> },
     /// From now on the heap of this process is seen, or it cannot be and `unavailable` says why.
-    HeapProbes { allocator: Box<str>, unavailable: Option<Box<str>> },
+    /// `late`: the probes were placed after the allocator was mapped, its first calls were not seen.
+    HeapProbes { allocator: Box<str>, unavailable: Option<Box<str>>, late: bool },
     /// What symbolization found for an address of a process; empty `functions` says it was looked up in vain.
     Symbol(Box<Symbol>),
     /// `count` events were lost, or `count` other things named by `reason` happened, since the last such event.

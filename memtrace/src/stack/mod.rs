@@ -1,0 +1,3 @@
+//! Call stacks: names for the addresses in them.
+
+pub mod symbolize;

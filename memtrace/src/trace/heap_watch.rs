@@ -1,0 +1,91 @@
+//! Tells, as processes map files, whether their heap is seen; and probes allocators that come unforeseen.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    event::{Event, EventKind, FileMapped, Pid},
+    probe::{
+        Error,
+        heap::{FileId, HeapProbes, Verdict},
+        object::Object,
+    },
+};
+
+/// What [`HeapProbes`] says of a mapping, as an event for the process.
+pub struct HeapWatch {
+    probes: Option<HeapProbes>,
+    /// Failures to place probes, for the person who waits.
+    pub failures: Vec<String>,
+}
+
+impl HeapWatch {
+    /// `None`: heap probes were not asked for.
+    pub fn new(probes: Option<HeapProbes>) -> Self {
+        Self { probes, failures: Vec::new() }
+    }
+
+    /// The probes, where they were asked for.
+    pub fn probes(&mut self) -> Option<&mut HeapProbes> {
+        self.probes.as_mut()
+    }
+
+    /// Why nothing can be seen before an allocator is mapped.
+    pub fn reason(&self) -> &'static str {
+        match self.probes {
+            Some(_) => "no known allocator was mapped",
+            None => "heap probes were turned off (--no-heap)",
+        }
+    }
+
+    /// Probes the files that a command is known to map, before it does.
+    pub fn prepare(&mut self, object: &mut Object, files: &[PathBuf]) -> Result<(), Error> {
+        let Some(probes) = &mut self.probes else { return Ok(()) };
+        for file in files {
+            match probes.probe(object, file) {
+                Ok(_) => {}
+                Err(Error::Privileges) => return Err(Error::Privileges),
+                Err(error) => self.failures.push(error.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// A process mapped a file: the event to deliver right after, if the file says something of its heap.
+    pub fn mapped(&mut self, object: &mut Object, event: &Event, map: &FileMapped) -> Option<Event> {
+        let probes = self.probes.as_mut()?;
+        if map.protection & libc::PROT_EXEC as u32 == 0 || !map.path.starts_with('/') {
+            return None;
+        }
+        let path = locate(event.pid, &map.path)?;
+        let known = FileId::of(&path).ok().is_some_and(|id| probes.known(id).is_some());
+        let verdict = match probes.probe(object, &path) {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                self.failures.push(error.to_string());
+                return None;
+            }
+        };
+        let (allocator, unavailable, late) = match verdict {
+            Verdict::None => return None,
+            Verdict::Hidden { reason } => ("", Some(reason), false),
+            Verdict::Probed { ref name, .. } => (name.as_str(), None, !known),
+        };
+        let kind = EventKind::HeapProbes {
+            allocator: allocator.into(),
+            unavailable: unavailable.map(Into::into),
+            late,
+        };
+        Some(Event { time_ns: event.time_ns, pid: event.pid, tid: 0, kind })
+    }
+}
+
+/// A path as the process sees it, where this process can open it: in the process's own root while it lives,
+/// else, in ours.
+pub fn locate(pid: Pid, path: &str) -> Option<PathBuf> {
+    let inside = PathBuf::from(format!("/proc/{pid}/root{path}"));
+    if inside.exists() {
+        return Some(inside);
+    }
+    let outside = Path::new(path);
+    outside.exists().then(|| outside.to_owned())
+}
