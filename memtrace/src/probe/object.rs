@@ -19,6 +19,9 @@ use super::{Error, btf};
 /// The object, compiled by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace.bpf.o"));
 
+/// Forwards the programs' own messages.
+pub type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
+
 /// What is decided when the programs are loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -90,7 +93,7 @@ impl Object {
     }
 
     /// The programs' own messages, forwarded to `log`; `None` where the object has none.
-    pub fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
+    pub fn logger(&mut self) -> Option<Logger> {
         aya_log::EbpfLogger::init(&mut self.ebpf).ok()
     }
 

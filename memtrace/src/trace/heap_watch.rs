@@ -8,6 +8,7 @@ use crate::{
         Error,
         heap::{FileId, HeapProbes, Verdict},
         object::Object,
+        points::Status,
     },
 };
 
@@ -58,24 +59,44 @@ impl HeapWatch {
         }
         let path = locate(event.pid, &map.path)?;
         let known = FileId::of(&path).ok().is_some_and(|id| probes.known(id).is_some());
-        let verdict = match probes.probe(object, &path) {
-            Ok(verdict) => verdict,
+        match self.verdict(object, event.pid, event.time_ns, &path, !known) {
+            Ok(heap) => heap,
             Err(error) => {
                 self.failures.push(error.to_string());
-                return None;
+                None
             }
+        }
+    }
+
+    /// A file that a running process has mapped since before tracing began.
+    pub fn running(&mut self, object: &mut Object, pid: Pid, path: &str) -> Result<Option<Event>, Error> {
+        match locate(pid, path) {
+            Some(path) => self.verdict(object, pid, crate::seed::now_ns(), &path, false),
+            None => Ok(None),
+        }
+    }
+
+    fn verdict(
+        &mut self,
+        object: &mut Object,
+        pid: Pid,
+        time_ns: u64,
+        path: &Path,
+        late: bool,
+    ) -> Result<Option<Event>, Error> {
+        let Some(probes) = self.probes.as_mut() else { return Ok(None) };
+        let (allocator, unavailable, late) = match probes.probe(object, path)? {
+            Verdict::None => return Ok(None),
+            Verdict::Hidden { reason } => (String::new(), Some(reason.into()), false),
+            Verdict::Probed { name, .. } => (name, None, late),
         };
-        let (allocator, unavailable, late) = match verdict {
-            Verdict::None => return None,
-            Verdict::Hidden { reason } => ("", Some(reason), false),
-            Verdict::Probed { ref name, .. } => (name.as_str(), None, !known),
-        };
-        let kind = EventKind::HeapProbes {
-            allocator: allocator.into(),
-            unavailable: unavailable.map(Into::into),
-            late,
-        };
-        Some(Event { time_ns: event.time_ns, pid: event.pid, tid: 0, kind })
+        let kind = EventKind::HeapProbes { allocator: allocator.into(), unavailable, late };
+        Ok(Some(Event { time_ns, pid, tid: 0, kind }))
+    }
+
+    /// State of the probes that were placed.
+    pub fn statuses(&self) -> Vec<Status> {
+        self.probes.as_ref().map(|probes| probes.statuses.clone()).unwrap_or_default()
     }
 }
 

@@ -1,0 +1,358 @@
+//! A live trace from the first probe to the last event.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    rc::Rc,
+};
+
+use super::heap_watch::HeapWatch;
+use crate::{
+    event::{Event, EventKind, Machine, Pid},
+    model::{Limits, Model},
+    probe::{
+        Error,
+        fault::FaultProbes,
+        heap::HeapProbes,
+        object::{LoadOptions, Logger, Object},
+        points::{KernelPoints, Status},
+        sideband::Sideband,
+        tracefs::Tracefs,
+    },
+    seed,
+    stack::symbolize::{ProcessModules, Symbolizer},
+    store::recording::{WriteError, Writer},
+    stream::Stream,
+};
+
+/// What to trace.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Children too.
+    pub follow: bool,
+    /// Heap probes.
+    pub heap: bool,
+    /// How the programs are loaded.
+    pub load: LoadOptions,
+}
+
+/// A thread count past which a process is not followed thread by thread: each costs descriptors. Its own
+/// allocations are seen all the same; only what its other threads fork is not.
+const MAX_FOLLOWED_THREADS: usize = 64;
+
+/// Everything attached, and what it has told so far.
+pub struct Session {
+    options: Options,
+    stream: Stream,
+    model: Model,
+    recording: Option<Writer>,
+    recording_failure: Option<WriteError>,
+    heap: HeapWatch,
+    sideband: Sideband,
+    faults: FaultProbes,
+    _kernel: KernelPoints,
+    object: Object,
+    logger: Option<Logger>,
+    cgroups: HashMap<Pid, Box<str>>,
+    symbolizer: Symbolizer,
+    batch: Vec<Event>,
+}
+
+impl Session {
+    /// Loads the programs and attaches what belongs to no process.
+    pub fn new(options: Options, recording: Option<Writer>) -> Result<Self, Error> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(Error::Privileges);
+        }
+        let tracefs = Rc::new(Tracefs::open()?);
+        if let Err(error) = tracefs.purge() {
+            log::debug!("old uprobe definitions: {error}");
+        }
+        let mut object = Object::load(&options.load)?;
+        let stream = Stream::new(object.take_ring()?);
+        let logger = object.logger();
+        let kernel = KernelPoints::attach(&object, &tracefs)?;
+        let faults = FaultProbes::attach(&mut object);
+        let heap = HeapWatch::new(options.heap.then(|| HeapProbes::new(tracefs)));
+        let mut session = Self {
+            options,
+            stream,
+            model: Model::new(Limits::default()),
+            recording,
+            recording_failure: None,
+            heap,
+            sideband: Sideband::new()?,
+            faults,
+            _kernel: kernel,
+            object,
+            logger,
+            cgroups: HashMap::new(),
+            symbolizer: Symbolizer::new(),
+            batch: Vec::new(),
+        };
+        session.consume(machine());
+        let statuses = session._kernel.statuses.clone();
+        session.tell(&statuses);
+        let statuses = session.faults.statuses.clone();
+        session.tell(&statuses);
+        Ok(session)
+    }
+
+    /// Traces a process that is held before its exec. `files` is what it will map.
+    pub fn trace_held(&mut self, pid: Pid, parent: Pid, files: &[PathBuf]) -> Result<(), Error> {
+        let start_ns = seed::now_ns();
+        self.object.trace(pid, start_ns, self.options.follow)?;
+        self.stream.begin(pid, start_ns);
+        self.follow(pid)?;
+        self.heap.prepare(&mut self.object, files)?;
+        self.identify(pid, start_ns, false);
+        log::debug!("tracing pid {pid}, child of {parent}");
+        Ok(())
+    }
+
+    /// Traces a process that runs: its mappings and their residency come from /proc.
+    pub fn trace_running(&mut self, pid: Pid) -> Result<(), Error> {
+        let start_ns = seed::now_ns();
+        let threads = seed::threads(pid);
+        if threads.is_empty() {
+            return Err(Error::NoProcess { pid });
+        }
+        self.object.trace(pid, start_ns, self.options.follow)?;
+        self.stream.begin(pid, start_ns);
+        self.identify(pid, start_ns, true);
+        let followed = if threads.len() <= MAX_FOLLOWED_THREADS { &threads[..] } else { &[pid] };
+        for &thread in followed {
+            self.follow(thread)?;
+        }
+        let smaps = seed::smaps(pid);
+        self.seed_heap(pid, &smaps)?;
+        for event in smaps {
+            self.stream.push(event);
+        }
+        Ok(())
+    }
+
+    /// Probes the allocators that a running process has mapped already.
+    fn seed_heap(&mut self, pid: Pid, smaps: &[Event]) -> Result<(), Error> {
+        let mut seen = Vec::new();
+        for event in smaps {
+            let EventKind::Smaps(region) = &event.kind else { continue };
+            let executable = region.protection & libc::PROT_EXEC as u32 != 0;
+            if executable && region.path.starts_with('/') && !seen.contains(&region.path) {
+                seen.push(region.path.clone());
+            }
+        }
+        let mut probed = false;
+        for path in seen {
+            if let Some(event) = self.heap.running(&mut self.object, pid, &path)? {
+                probed |= matches!(&event.kind, EventKind::HeapProbes { unavailable: None, .. });
+                self.stream.push(event);
+            }
+        }
+        if !probed {
+            self.stream.push(self.unavailable(pid, seed::now_ns()));
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, thread: u32) -> Result<(), Error> {
+        let inherit = true;
+        self.faults.follow(&self.object, thread, inherit)?;
+        self.sideband.follow(thread, inherit)?;
+        if let Some(probes) = self.heap.probes() {
+            probes.follow(&self.object, thread, self.options.follow)?;
+        }
+        Ok(())
+    }
+
+    fn identify(&mut self, pid: Pid, start_ns: u64, already_running: bool) {
+        for event in seed::identity(pid, start_ns, already_running) {
+            self.handle(event);
+        }
+        if !already_running {
+            self.handle(self.unavailable(pid, start_ns));
+        }
+    }
+
+    /// Takes what is in the buffers. True when there was anything: call again.
+    pub fn drain(&mut self) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        let any = self.stream.drain(&mut self.object, &mut self.sideband, &mut |event| batch.push(event));
+        for event in batch.drain(..) {
+            self.handle(event);
+        }
+        self.batch = batch;
+        any
+    }
+
+    /// Once a second: counts of what was lost, fault totals, and the recording out to the disk.
+    pub fn tick(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        let mut events = Vec::new();
+        self.stream.report(&mut self.object, seed::now_ns(), &mut |event| events.push(event));
+        for event in events {
+            self.consume(event);
+        }
+        if let Some(recording) = &mut self.recording
+            && let Err(error) = recording.flush()
+        {
+            self.stop_recording(error);
+        }
+    }
+
+    /// Ends the trace: what still runs is read from /proc once more, sites are symbolized, the recording is
+    /// closed. The model then holds everything.
+    pub fn finish(mut self) -> Finished {
+        while self.drain() {}
+        let running: Vec<Pid> = self.stream.running().collect();
+        for pid in running {
+            for event in seed::smaps(pid) {
+                self.stream.push(event);
+            }
+            self.object.forget(pid);
+        }
+        while self.drain() {}
+        let mut events = Vec::new();
+        self.stream.finish(&mut self.object, seed::now_ns(), &mut |event| events.push(event));
+        for event in events {
+            self.handle(event);
+        }
+        let heap = self.heap.statuses();
+        self.tell(&heap);
+        self.symbolize();
+        let end = EventKind::End;
+        self.consume(Event { time_ns: seed::now_ns(), pid: 0, tid: 0, kind: end });
+        if let Some(recording) = self.recording.take()
+            && let Err(error) = recording.finish()
+        {
+            self.stop_recording(error);
+        }
+        Finished { model: self.model, recording_failure: self.recording_failure }
+    }
+
+    /// Names the frames of every site that is in the report.
+    fn symbolize(&mut self) {
+        for process in self.model.processes_to_symbolize() {
+            let modules = ProcessModules { pid: process.pid, mappings: &process.mappings };
+            for symbol in self.symbolizer.symbolize(&modules, &process.addresses) {
+                let kind = EventKind::Symbol(Box::new(symbol));
+                self.consume(Event { time_ns: process.time_ns, pid: process.pid, tid: 0, kind });
+            }
+        }
+    }
+
+    /// Whether a process was seen to end.
+    pub fn has_ended(&self, pid: Pid) -> bool {
+        !self.stream.running().any(|running| running == pid)
+    }
+
+    /// Whether nothing that was traced runs any more.
+    pub fn all_ended(&self) -> bool {
+        self.stream.running().next().is_none()
+    }
+
+    /// Becomes readable when the buffer fills or something urgent is in it.
+    pub fn wake(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Why the recording was given up, if it was.
+    pub fn recording_failure(&self) -> Option<&WriteError> {
+        self.recording_failure.as_ref()
+    }
+
+    /// Probes that could not be placed, since the last call.
+    pub fn take_failures(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.heap.failures)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match &event.kind {
+            EventKind::Exec { .. } => {
+                let (pid, time_ns) = (event.pid, event.time_ns);
+                self.consume(event);
+                self.consume(self.unavailable(pid, time_ns));
+            }
+            EventKind::FileMapped(map) => {
+                let heap = self.heap.mapped(&mut self.object, &event, map);
+                self.consume(event);
+                if let Some(heap) = heap {
+                    self.consume(heap);
+                }
+            }
+            EventKind::Fork { child, .. } => {
+                let cgroup = self.cgroups.get(&event.pid).cloned();
+                let (child, time_ns) = (*child, event.time_ns);
+                self.consume(event);
+                if let Some(path) = cgroup {
+                    self.cgroups.insert(child, path.clone());
+                    self.consume(Event { time_ns, pid: child, tid: 0, kind: EventKind::Cgroup { path } });
+                }
+            }
+            EventKind::Cgroup { path } => {
+                self.cgroups.insert(event.pid, path.clone());
+                self.consume(event);
+            }
+            EventKind::Exit { .. } => {
+                self.cgroups.remove(&event.pid);
+                self.consume(event);
+            }
+            _ => self.consume(event),
+        }
+    }
+
+    /// No allocator is known in a process yet: its heap is not measured until one is mapped.
+    fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
+        let reason = Some(self.heap.reason().into());
+        let kind = EventKind::HeapProbes { allocator: "".into(), unavailable: reason, late: false };
+        Event { time_ns, pid, tid: 0, kind }
+    }
+
+    fn tell(&mut self, statuses: &[Status]) {
+        for status in statuses {
+            let kind = EventKind::Probe {
+                name: status.name.as_str().into(),
+                attached: status.failure.is_none(),
+                reason: status.failure.as_deref().map(Into::into),
+            };
+            self.consume(Event { time_ns: 0, pid: 0, tid: 0, kind });
+        }
+    }
+
+    fn consume(&mut self, event: Event) {
+        if let Some(recording) = &mut self.recording
+            && let Err(error) = recording.write(&event)
+        {
+            self.stop_recording(error);
+        }
+        self.model.apply(&event);
+    }
+
+    /// What was written stays; the trace goes on without a recording.
+    fn stop_recording(&mut self, error: WriteError) {
+        self.recording = None;
+        self.recording_failure.get_or_insert(error);
+    }
+}
+
+/// A trace that ended.
+pub struct Finished {
+    /// All that was seen.
+    pub model: Model,
+    /// Why the recording is not whole.
+    pub recording_failure: Option<WriteError>,
+}
+
+fn machine() -> Event {
+    let uname = nix::sys::utsname::uname().ok();
+    let text = |value: Option<&std::ffi::OsStr>| value.unwrap_or_default().to_string_lossy().into();
+    let kind = EventKind::Machine(Box::new(Machine {
+        memtrace: env!("CARGO_PKG_VERSION").into(),
+        kernel: text(uname.as_ref().map(nix::sys::utsname::UtsName::release)),
+        arch: text(uname.as_ref().map(nix::sys::utsname::UtsName::machine)),
+    }));
+    Event { time_ns: seed::now_ns(), pid: 0, tid: 0, kind }
+}
