@@ -8,5 +8,9 @@
 //!                                           └→ store (replay gives the same Events to the same Model)
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod event;
+pub mod export;
 pub mod report;
+pub mod units;
