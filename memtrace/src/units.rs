@@ -86,6 +86,9 @@ pub fn latency(ns: u64) -> String {
 
 /// `1.2 s`, `5 min 3 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn duration(ns: u64) -> String {
+    if ns == 0 {
+        return "0 s".to_owned();
+    }
     if ns < 60 * SECOND - SECOND / 20 {
         return latency(ns);
     }
@@ -297,7 +300,7 @@ mod tests {
     #[test]
     fn times_read_well() {
         let cases = [
-            (0, "0 ns"),
+            (0, "0 s"),
             (999, "999 ns"),
             (1_234, "1.2 µs"),
             (999_960, "1.0 ms"),

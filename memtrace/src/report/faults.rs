@@ -199,14 +199,57 @@ mod tests {
 
     #[test]
     fn counts_latencies_and_kinds() {
-        assert_eq!(rendered("faults", &fixture::leaky(), &Style::default()), "");
+        assert_eq!(
+            rendered("faults", &fixture::leaky(), &Style::default()),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+  130 faults: 129 minor, 1 major; 120 in user mode, 10 in kernel mode
+
+  Latency         min     p50     p90      p99    p99.9     max
+  mean 1.5 µs  250 ns  1.2 µs  3.0 µs  34.0 µs  34.0 µs  1.0 ms
+  Waited 130.0 µs in minor faults, 1.0 ms in major faults
+
+     Up to  Faults
+    512 ns      20  ███████████████████▎
+    1.0 µs      60  ██████████████████████████████████████████████████████████
+    2.0 µs      46  ████████████████████████████████████████████▍
+    4.1 µs       0
+    8.2 µs       3  ██▉
+   16.4 µs       0
+   32.8 µs       0
+   65.5 µs       0
+  131.1 µs       0
+  262.1 µs       0
+  524.3 µs       0
+    1.0 ms       1  ▉
+
+  Mapping    Minor  Major           p50      p99     max
+  anonymous    100      0        1.2 µs  34.0 µs  1.0 ms
+  file          29      1  not measured
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]
     fn no_latency() {
         let mut document = fixture::leaky();
         document.processes[0].faults = Counts::default();
-        assert_eq!(rendered("faults", &document, &Style::default()), "");
+        assert_eq!(
+            rendered("faults", &document, &Style::default()),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+  0 faults: 0 minor, 0 major; 0 in user mode, 0 in kernel mode
+  Latency not measured
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]

@@ -64,7 +64,20 @@ mod tests {
 
     #[test]
     fn in_order_of_address() {
-        assert_eq!(rendered("layout", &fixture::leaky(), &Style::default()), "");
+        assert_eq!(
+            rendered("layout", &fixture::leaky(), &Style::default()),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+
+         Start  Reserved  Committed  Faults  Perm  Mapping
+  555555554000  10.0 MiB    8.0 MiB   2,048  r-xp  …b/x86_64-linux-gnu/libc.so.6
+  7f0000000000  10.0 GiB  104.0 MiB  26,624  rw-p  anonymous
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]

@@ -117,7 +117,25 @@ mod tests {
 
     #[test]
     fn worst_first() {
-        assert_eq!(rendered("lazy", &fixture::leaky(), &Style::default()), "");
+        assert_eq!(
+            rendered("lazy", &fixture::leaky(), &Style::default()),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+  10.0 GiB reserved, 112.0 MiB committed, 9.9 GiB lazy (98.9 %)
+
+     Lazy  Reserved  Committed   Share  Kind
+  9.9 GiB  10.0 GiB  104.0 MiB  98.9 %  anonymous
+  2.0 MiB  10.0 MiB    8.0 MiB  20.0 %  file
+
+     Lazy  Reserved  Committed         Start  Perm  Mapping
+  9.9 GiB  10.0 GiB  104.0 MiB  7f0000000000  rw-p  anonymous
+  2.0 MiB  10.0 MiB    8.0 MiB  555555554000  r-xp  …/x86_64-linux-gnu/libc.so.6
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]
@@ -125,7 +143,17 @@ mod tests {
         let mut document = fixture::leaky();
         document.processes[0].address_space = Default::default();
         document.processes[0].regions.clear();
-        assert_eq!(rendered("lazy", &document, &Style::default()), "");
+        assert_eq!(
+            rendered("lazy", &document, &Style::default()),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+  0 B reserved, 0 B committed, 0 B lazy (-)
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from an unknown source.
+"
+        );
     }
 
     #[test]

@@ -31,8 +31,7 @@ impl Report for Leaks {
         let mut shown: Vec<&Process> = quiet.drain(..quiet.len().min(1)).collect();
         shown.extend(quiet.extract_if(.., |process| !process.leaks.is_empty()));
         section::each(&shown, style, out, |process, out| body(process, style, out))?;
-        others(&quiet, out)?;
-        removed(style, out)
+        others(&quiet, out)
     }
 }
 
@@ -106,18 +105,6 @@ fn others(quiet: &[&Process], out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn removed(style: &Style, out: &mut dyn Write) -> io::Result<()> {
-    let removed = &style.removed;
-    if removed.suppressed.sites > 0 {
-        writeln!(out, "\nSuppressed: {}.", removed.suppressed)?;
-    }
-    if removed.young.sites > 0 {
-        let age = units::duration(removed.min_age_ns);
-        writeln!(out, "\nYounger than {age}, left out: {}.", removed.young)?;
-    }
-    Ok(())
-}
-
 fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |first| {
@@ -133,7 +120,29 @@ mod tests {
 
     #[test]
     fn sites_by_bytes() {
-        assert_eq!(rendered("leaks", &fixture::leaky(), &Style::default()), "");
+        assert_eq!(
+            rendered("leaks", &fixture::leaky(), &Style::default()),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+
+     Bytes  Blocks  Oldest    Newest  Site
+  10.0 MiB      10   1.1 s  900.0 ms  leak_big (leaky.c:12)
+        malloc in libc.so.6
+        leak_big (/src/leaky.c:12)
+        main (/src/leaky.c:40)
+
+  62.5 KiB   1,000   1.1 s  900.0 ms  leak_small (leaky.c:12)
+        malloc in libc.so.6
+        leak_small (/src/leaky.c:12)
+        main (/src/leaky.c:40)
+
+  Total 10.1 MiB in 1,010 blocks at 2 sites
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]
@@ -184,7 +193,19 @@ mod tests {
             },
         );
         let end = text.find("  Total").unwrap();
-        assert_eq!(&text[end..], "");
+        assert_eq!(
+            &text[end..],
+            "  Total 10.1 MiB in 1,010 blocks at 2 sites
+
+2 other processes: heap not measured: stripped.
+3 other processes: no leaks.
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Suppressed leaks: 96 B in 3 blocks at 1 site.
+Leaks younger than 1.0 s, left out: 2.0 KiB in 2 blocks at 2 sites.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]

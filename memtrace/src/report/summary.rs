@@ -50,6 +50,7 @@ impl Report for Summary {
 }
 
 fn full(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out)?;
     memory(process, style, out)?;
     heap(process, style, out)?;
     faults(process, out)?;
@@ -64,7 +65,7 @@ fn memory(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<(
         "now"
     };
     let columns = [
-        Column::Left("Memory"),
+        Column::Left("Memory "),
         Column::Right("Reserved"),
         Column::Right("Committed"),
         Column::Right("Lazy"),
@@ -241,7 +242,23 @@ mod tests {
     fn one_process() {
         assert_eq!(
             rendered("summary", &fixture::leaky(), &Style::default()),
-            ""
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+
+  Memory   Reserved  Committed     Lazy
+  at exit  10.0 GiB  112.0 MiB  9.9 GiB
+  peak     10.0 GiB  120.0 MiB
+  Heap     1,600,000 allocations, 1,598,990 frees, 12 reallocations
+           10.1 MiB live in 1,010 blocks, peak 15.0 MiB, 3.0 GiB in all
+  Faults   129 minor, 1 major; p50 1.2 µs, p99 34.0 µs
+  Leaks    10.1 MiB in 1,010 blocks at 2 sites
+           10.0 MiB     10 blocks  leak_big (leaky.c:12)
+           62.5 KiB  1,000 blocks  leak_small (leaky.c:12)
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
         );
     }
 
@@ -257,7 +274,25 @@ mod tests {
         process.exit = None;
         process.address_space.swapped_bytes = Some(4096);
         process.address_space.failed_calls.insert("mmap".into(), 2);
-        assert_eq!(rendered("summary", &document, &Style::default()), "");
+        assert_eq!(
+            rendered("summary", &document, &Style::default()),
+            "\
+leaky (pid 123), running for 1.2 s
+  ./leaky 'two words'
+
+  Memory   Reserved  Committed     Lazy
+  now      10.0 GiB  112.0 MiB  9.9 GiB
+  peak     10.0 GiB  120.0 MiB
+  Swapped  4.0 KiB
+  Failed   mmap 2
+  Heap     not measured: statically linked and stripped
+  Faults   129 minor, 1 major; latency not measured
+  Leaks    not measured
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]
@@ -278,7 +313,11 @@ mod tests {
         let start = text.find("28 other processes").unwrap();
         assert_eq!(
             text[start..].lines().take(4).collect::<Vec<_>>().join("\n"),
-            ""
+            "\
+28 other processes (peak committed, worst first)
+  Pid    Ran  Committed  Live heap  Faults  End       Command
+  227  1.2 s  227.0 MiB   10.1 MiB     130  signal 9  leaky
+  226  1.2 s  226.0 MiB   10.1 MiB     130  signal 9  leaky"
         );
         assert!(text.contains("\n… and 8 more processes (see --format json)\n"));
     }

@@ -256,7 +256,7 @@ mod tests {
             String::from_utf8(out).unwrap(),
             concat!(
                 "      Bytes  Kind       Path\n",
-                "          1  ü          …ng/path/to/a/file\n",
+                "          1  ü          …/path/to/a/file\n",
                 "    more\n",
                 "  1,000,000  anonymous\n",
             )

@@ -196,7 +196,42 @@ mod tests {
             width: 40,
             ..Style::default()
         };
-        assert_eq!(rendered("timeline", &fixture::leaky(), &style), "");
+        assert_eq!(
+            rendered("timeline", &fixture::leaky(), &style),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+
+  Reserved, peak 10.0 GiB, 10.0 GiB at the end
+    10.0 GiB ┤            ██████████████
+             ┤            ██████████████
+             ┤            ██████████████
+             ┤            ██████████████
+         0 B ┤▁▁▁▁▁▁▁▁▁▁▁▁██████████████
+              0 s                  1.2 s
+
+  Committed, peak 120.0 MiB, 120.0 MiB at the end
+   120.0 MiB ┤                    ▁▁▄▄▄█
+             ┤                ▂▂▆▆██████
+             ┤            ▄▄▇▇██████████
+             ┤      ▂▂▅▅████████████████
+         0 B ┤  ▃▃▆▆████████████████████
+              0 s                  1.2 s
+
+  Live heap, peak 12.0 MiB, 12.0 MiB at the end
+    12.0 MiB ┤                    ▁▁▄▄▄█
+             ┤                ▂▂▆▆██████
+             ┤            ▄▄▇▇██████████
+             ┤      ▂▂▅▅████████████████
+         0 B ┤  ▃▃▆▆████████████████████
+              0 s                  1.2 s
+
+  Program break 132.0 KiB throughout
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]
@@ -205,7 +240,24 @@ mod tests {
         let process = &mut document.processes[0];
         process.timeline.truncate(1);
         process.timeline[0].heap_live_bytes = None;
-        assert_eq!(rendered("timeline", &document, &Style::default()), "");
+        assert_eq!(
+            rendered("timeline", &document, &Style::default()),
+            "\
+leaky (pid 123), ran 1.2 s, exit 0
+  ./leaky 'two words'
+
+  Reserved 10.0 MiB at the only moment recorded
+
+  Committed 0 B at the only moment recorded
+
+  Live heap not measured
+
+  Program break 132.0 KiB at the only moment recorded
+
+Nothing was lost: 3,198,000 events, 2 probes attached.
+Committed bytes come from kernel counters.
+"
+        );
     }
 
     #[test]

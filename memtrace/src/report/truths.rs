@@ -49,6 +49,7 @@ pub(super) fn render(document: &Document, style: &Style, out: &mut dyn Write) ->
             "{dropped} dropped to bound memory; their numbers appear nowhere."
         )?;
     }
+    removed(style, out)?;
     committed_source(document, out)
 }
 
@@ -123,6 +124,22 @@ fn probes(coverage: &Coverage, style: &Style, out: &mut dyn Write) -> io::Result
     table.render(2, style, out)?;
     if missing.len() > PROBES_LISTED {
         super::section::more(missing.len() - PROBES_LISTED, "probe", "probes", out)?;
+    }
+    Ok(())
+}
+
+fn removed(style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    let removed = &style.removed;
+    if removed.suppressed.sites > 0 {
+        writeln!(out, "Suppressed leaks: {}.", removed.suppressed)?;
+    }
+    if removed.young.sites > 0 {
+        let age = units::duration(removed.min_age_ns);
+        writeln!(
+            out,
+            "Leaks younger than {age}, left out: {}.",
+            removed.young
+        )?;
     }
     Ok(())
 }

@@ -59,10 +59,9 @@ impl Entry {
     /// Writes the entry, wrapped to the width.
     pub fn render(&self, style: &Style, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}", style.paint(Tint::Strong, self.word))?;
-        for text in [self.meaning, self.action] {
-            wrap(text, style.width, out)?;
-        }
-        Ok(())
+        wrap(self.meaning, style.width, out)?;
+        writeln!(out)?;
+        wrap(&format!("What to do: {}", self.action), style.width, out)
     }
 }
 
@@ -222,6 +221,17 @@ mod tests {
                 &mut out,
             )
             .unwrap();
-        assert_eq!(String::from_utf8(out).unwrap(), "");
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "\
+lazy
+  Reserved and not committed: pages that were asked for and
+  not touched, or given back. The kernel provides a page at
+  the first touch, with a minor fault.
+
+  What to do: No cost as it stands. Where the first touch
+  must not wait, touch it beforehand (MAP_POPULATE, mlock).
+"
+        );
     }
 }
