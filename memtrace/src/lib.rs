@@ -11,6 +11,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod event;
+pub mod export;
 pub mod probe;
 pub mod report;
+pub mod seed;
 pub mod stack;
+pub mod stream;
+pub mod units;
