@@ -1,0 +1,213 @@
+//! Debian packages: which are missing, and installing them without a question and without
+//! starting a service.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::command::{answer, capture, find, is_root, say};
+
+/// Whether this machine's packages are managed with apt.
+pub fn available() -> bool {
+    find("apt-get").is_some() && find("dpkg-query").is_some()
+}
+
+/// Those of `wanted` that are not installed.
+pub fn missing<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
+    let mut query = Command::new("dpkg-query");
+    query
+        .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
+        .args(wanted);
+    // It exits 1 when it does not know one of them, and still lists the others.
+    let listing = query
+        .output()
+        .map(|output| output.stdout)
+        .unwrap_or_default();
+    not_listed(wanted, &String::from_utf8_lossy(&listing))
+}
+
+fn not_listed<'a>(wanted: &[&'a str], listing: &str) -> Vec<&'a str> {
+    let installed: Vec<&str> = listing
+        .lines()
+        .filter_map(|line| line.strip_suffix(" installed"))
+        .collect();
+    wanted
+        .iter()
+        .copied()
+        .filter(|package| !installed.contains(package))
+        .collect()
+}
+
+/// Installs packages; `why` ends the sentence "these are needed …".
+pub fn install(packages: &[&str], why: &str) -> Result<()> {
+    let by_hand = format!(
+        "apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !available() {
+        bail!(
+            "{} are needed {why}, and there is no apt-get here to install them",
+            listed(packages)
+        );
+    }
+    let Some(root) = Root::reach() else {
+        bail!(
+            "{} are needed {why}: run this as root: {by_hand}",
+            listed(packages)
+        );
+    };
+
+    say(&format!(
+        "installing with apt-get, {why}: {}",
+        packages.join(" ")
+    ));
+    let mut updated = false;
+    if lists_are_empty() {
+        update(&root)?;
+        updated = true;
+    }
+    let mut result = install_once(&root, packages);
+    if result.is_err() && !updated {
+        // An old list names packages, and versions of them, that are gone.
+        update(&root)?;
+        result = install_once(&root, packages);
+    }
+    result
+}
+
+fn install_once(root: &Root, packages: &[&str]) -> Result<()> {
+    let mut apt = root.apt_get();
+    apt.args(["install", "--yes", "--no-install-recommends"])
+        .args(packages);
+    run(&mut apt, &format!("install {}", packages.join(" ")))
+}
+
+fn update(root: &Root) -> Result<()> {
+    say("updating apt-get's package lists");
+    run(root.apt_get().arg("update"), "update")
+}
+
+fn run(apt: &mut Command, what: &str) -> Result<()> {
+    let output = capture(apt, "apt-get")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    bail!("apt-get {what} failed: {}", complaint(&said));
+}
+
+/// What apt-get says went wrong, in one line.
+fn complaint(stderr: &str) -> String {
+    let errors: Vec<&str> = stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("E: "))
+        .map(str::trim)
+        .collect();
+    if errors.is_empty() {
+        stderr
+            .lines()
+            .last()
+            .unwrap_or("it said nothing")
+            .trim()
+            .to_owned()
+    } else {
+        errors.join("; ")
+    }
+}
+
+/// docker images ship without lists.
+fn lists_are_empty() -> bool {
+    let Ok(entries) = fs::read_dir("/var/lib/apt/lists") else {
+        return true;
+    };
+    !entries
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+}
+
+fn listed(packages: &[&str]) -> String {
+    format!("the packages {}", packages.join(", "))
+}
+
+/// How to become root.
+enum Root {
+    Already,
+    Sudo { may_ask: bool },
+}
+
+impl Root {
+    fn reach() -> Option<Self> {
+        if is_root() {
+            return Some(Self::Already);
+        }
+        find("sudo")?;
+        let may_ask = std::io::IsTerminal::is_terminal(&std::io::stdin());
+        let can = may_ask || answer(Command::new("sudo").args(["-n", "true"])).is_some();
+        can.then_some(Self::Sudo { may_ask })
+    }
+
+    /// `apt-get` with an environment in which it asks nothing. sudo drops the caller's
+    /// environment, so it is set by `env`, behind it.
+    fn apt_get(&self) -> Command {
+        let mut command = match self {
+            Self::Already => Command::new("env"),
+            Self::Sudo { may_ask } => {
+                let mut sudo = Command::new("sudo");
+                if !may_ask {
+                    sudo.arg("-n");
+                }
+                sudo.arg("env");
+                sudo
+            }
+        };
+        command.args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "NEEDRESTART_SUSPEND=1",
+            "apt-get",
+        ]);
+        // Another install may be going on.
+        command.args(["-o", "DPkg::Lock::Timeout=300"]);
+        command
+    }
+}
+
+/// Whether a file of a library package is there, whatever the distribution calls the package.
+pub fn has_library(name: &str) -> bool {
+    let architecture = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        architecture.as_str(),
+    ]
+    .iter()
+    .any(|directory| Path::new(directory).join(name).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_and_unknown_packages_are_missing() {
+        let listing = "gcc installed\ngdb config-files\nzlib1g-dev installed\n";
+        assert_eq!(
+            not_listed(&["gcc", "gdb", "zlib1g-dev", "valgrind"], listing),
+            ["gdb", "valgrind"]
+        );
+    }
+
+    #[test]
+    fn apt_complaints_become_one_line() {
+        let said = "W: old\nE: Unable to locate package a\nE: Unable to locate package b\n";
+        assert_eq!(
+            complaint(said),
+            "Unable to locate package a; Unable to locate package b"
+        );
+        assert_eq!(
+            complaint("sudo: a password is required\n"),
+            "sudo: a password is required"
+        );
+        assert_eq!(complaint(""), "it said nothing");
+    }
+}

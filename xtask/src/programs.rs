@@ -1,0 +1,147 @@
+//! The programs that tests run or compile with. Only `cargo xtask test` needs them.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command::{find, say},
+    packages,
+    workspace::Workspace,
+};
+
+/// How to see that a need is met without asking a package manager.
+enum Sign {
+    Program(&'static str),
+    File(&'static str),
+    Library(&'static str),
+}
+
+impl Sign {
+    fn is_there(&self) -> bool {
+        match self {
+            Self::Program(name) => find(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
+            Self::Library(name) => packages::has_library(name),
+        }
+    }
+}
+
+struct Need {
+    sign: Sign,
+    package: &'static str,
+    /// Kept beside the need so that one that no test has any more can be seen and dropped.
+    #[expect(dead_code, reason = "read by people")]
+    reason: &'static str,
+}
+
+const fn need(sign: Sign, package: &'static str, reason: &'static str) -> Need {
+    Need {
+        sign,
+        package,
+        reason,
+    }
+}
+
+const NEEDS: &[Need] = &[
+    need(
+        Sign::Program("gcc"),
+        "gcc",
+        "compiles the workloads; traced as a tree of processes",
+    ),
+    need(
+        Sign::Program("g++"),
+        "g++",
+        "C++ workloads: new and delete, a caught bad_alloc",
+    ),
+    need(
+        Sign::Program("musl-gcc"),
+        "musl-tools",
+        "workloads on musl, dynamic and static",
+    ),
+    need(
+        Sign::Library("libjemalloc.a"),
+        "libjemalloc-dev",
+        "jemalloc, dynamic and static",
+    ),
+    need(
+        Sign::Library("libtcmalloc.a"),
+        "libgoogle-perftools-dev",
+        "tcmalloc, dynamic and static",
+    ),
+    need(
+        Sign::Library("libmimalloc.so"),
+        "libmimalloc-dev",
+        "mimalloc",
+    ),
+    // Not the package redis-server, whose installation starts a server, now and at each boot:
+    // the program is the same file as redis-check-rdb, under another name.
+    need(
+        Sign::Program("redis-check-rdb"),
+        "redis-tools",
+        "a server attached to while it works",
+    ),
+    need(
+        Sign::Program("redis-benchmark"),
+        "redis-tools",
+        "the load on that server",
+    ),
+    need(
+        Sign::Program("sqlite3"),
+        "sqlite3",
+        "a real program that fills a table",
+    ),
+    need(
+        Sign::Program("heaptrack"),
+        "heaptrack",
+        "counts allocations, to compare with",
+    ),
+    need(
+        Sign::Program("valgrind"),
+        "valgrind",
+        "counts allocations exactly, to compare with",
+    ),
+    need(
+        Sign::Program("gdb"),
+        "gdb",
+        "a debugger beside memtrace; stacks to compare with",
+    ),
+    need(
+        Sign::Program("bpftrace"),
+        "bpftrace",
+        "another tracer on the same symbol",
+    ),
+    need(Sign::Program("go"), "golang-go", "Go with cgo under trace"),
+    need(
+        Sign::File("/usr/bin/python3"),
+        "python3",
+        "a real program: Debian's own, not a manager's",
+    ),
+];
+
+/// Installs the missing ones.
+pub fn ensure(workspace: &Workspace) -> Result<()> {
+    let mut missing: Vec<&str> = NEEDS
+        .iter()
+        .filter(|need| !need.sign.is_there())
+        .map(|need| need.package)
+        .collect();
+    missing.dedup();
+    if !missing.is_empty() {
+        packages::install(&missing, "for tests")?;
+    }
+    redis_server(workspace)
+}
+
+/// A `redis-server` on the tests' PATH where none is installed.
+fn redis_server(workspace: &Workspace) -> Result<()> {
+    let link = workspace.tools().join("bin/redis-server");
+    if find("redis-server").is_some() || link.exists() {
+        return Ok(());
+    }
+    let program = find("redis-check-rdb").context("redis-tools brought no redis-check-rdb")?;
+    say("making redis-server a link to redis-check-rdb, which is the same program");
+    std::fs::create_dir_all(workspace.tools().join("bin"))
+        .and_then(|()| std::os::unix::fs::symlink(program, &link))
+        .with_context(|| format!("cannot make {}", link.display()))
+}
