@@ -24,11 +24,18 @@ pub enum Function {
     AlignedNew = 9,
 }
 
-/// One probe point, in the `POINTS` array; the attach cookie is its index.
+/// Probe points are found by where they stand within a page: load addresses differ, offsets within a page do
+/// not. Points of one group differ in it; the attach cookie is the group.
+pub const GROUP_SIZE: u32 = 4096;
+
+/// Groups of entry points at most.
+pub const MAX_GROUPS: u32 = 64;
+
+/// One entry point, in the `POINTS` array at `group * GROUP_SIZE + address % GROUP_SIZE`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
-    /// [`Function`] as a number.
+    /// [`Function`] as a number; 0 where no point stands.
     pub function: u32,
     /// Bytes pushed since the function's entry: the return address is at `[rsp + pushed]`.
     pub pushed: u32,

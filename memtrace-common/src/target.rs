@@ -19,6 +19,12 @@ pub const FOLLOW: u64 = 1;
 pub struct KernelOffsets {
     /// `task_struct.mm`
     pub task_mm: u32,
+    /// `task_struct.pid`: the thread id.
+    pub task_pid: u32,
+    /// `task_struct.comm`
+    pub task_comm: u32,
+    /// `linux_binprm.filename`
+    pub binprm_filename: u32,
     /// `task_struct.signal`
     pub task_signal: u32,
     /// `task_struct.exit_code`
@@ -51,6 +57,9 @@ impl KernelOffsets {
     /// Nothing is known.
     pub const NONE: Self = Self {
         task_mm: UNKNOWN,
+        task_pid: UNKNOWN,
+        task_comm: UNKNOWN,
+        binprm_filename: UNKNOWN,
         task_signal: UNKNOWN,
         task_exit_code: UNKNOWN,
         signal_live: UNKNOWN,

@@ -78,6 +78,14 @@ pub fn emit<T: 'static>(record: T, lost: Counter, urgency: Urgency) -> bool {
     true
 }
 
+/// The same for a record that is too large for the BPF stack.
+#[inline(always)]
+pub fn emit_copy<T>(record: &T, lost: Counter, urgency: Urgency) {
+    if EVENTS.output::<T>(record, wakeup(urgency)).is_err() {
+        count(lost);
+    }
+}
+
 /// Flags for a submission: waking the reader costs more than the record, so it is woken by fill level.
 #[inline(always)]
 fn wakeup(urgency: Urgency) -> u64 {

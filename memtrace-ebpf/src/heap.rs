@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use memtrace_common::{
     counter::Counter,
-    heap::{Function, Point},
+    heap::{Function, GROUP_SIZE, MAX_GROUPS, Point},
     record::{Alloc, AllocFailed, Free, Header, Kind, Realloc},
 };
 
@@ -29,8 +29,8 @@ use crate::{
 #[derive(Clone, Copy)]
 struct CallSlot {
     tid: u32,
-    /// Index of the point, plus one; 0 for none.
-    point: u32,
+    /// [`Function`] as a number; 0 for none.
+    function: u32,
     /// Where the return address lies.
     frame: u64,
     /// The same, of the last call that was the allocator's own: a tail jump out of it is internal too.
@@ -45,32 +45,21 @@ struct CallSlot {
 #[map]
 static CALL_SLOTS: Array<CallSlot> = Array::with_max_entries(65_536, 0);
 
-/// Probe points; the attach cookie is the index.
 #[map]
-static POINTS: Array<Point> = Array::with_max_entries(4096, 0);
+static POINTS: Array<Point> = Array::with_max_entries(MAX_GROUPS * GROUP_SIZE, 0);
 
 /// The return trampoline is in the highest page of the address space (xol_add_vma(), kernel/events/uprobes.c,
 /// asks for TASK_SIZE - PAGE_SIZE and gets it, since the stack ends below).
 const TRAMPOLINE: u64 = 0x7fff_ffff_e000;
 
-/// Entry of a function that allocates.
+/// Entry of a function that allocates or frees.
 #[uprobe]
 pub fn heap_enter(ctx: ProbeContext) -> u32 {
-    if let Some(call) = Call::enter(ctx.as_ptr()) {
+    let Some(call) = Call::enter(ctx.as_ptr()) else { return 0 };
+    if call.point.function == Function::Free as u32 {
+        call.free();
+    } else {
         call.begin();
-    }
-    0
-}
-
-/// Entry of a function that frees.
-#[uprobe]
-pub fn heap_free(ctx: ProbeContext) -> u32 {
-    if let Some(call) = Call::enter(ctx.as_ptr()) {
-        let address = call.regs.rdi;
-        if address != 0 {
-            let record = Free { header: header(Kind::Free), address };
-            emit(record, Counter::LostFree, Urgency::Usual);
-        }
     }
     0
 }
@@ -93,7 +82,6 @@ pub fn heap_return_instruction(ctx: ProbeContext) -> u32 {
 struct Call<'a> {
     regs: &'a pt_regs,
     point: &'static Point,
-    index: u32,
     slot: &'static mut CallSlot,
     tid: u32,
     frame: u64,
@@ -108,8 +96,8 @@ impl<'a> Call<'a> {
         // SAFETY: the context of a uprobe program is a pt_regs.
         let regs: &'a pt_regs = unsafe { &*ctx.cast::<pt_regs>() };
         // SAFETY: the context is this program's own.
-        let index = unsafe { bpf_get_attach_cookie(ctx) } as u32;
-        let point = POINTS.get(index)?;
+        let group = unsafe { bpf_get_attach_cookie(ctx) } as u32;
+        let point = POINTS.get(group * GROUP_SIZE + regs.rip as u32 % GROUP_SIZE)?;
         let tid = bpf_get_current_pid_tgid() as u32;
         let slot = slot(tid)?;
         let frame = regs.rsp + u64::from(point.pushed);
@@ -128,23 +116,33 @@ impl<'a> Call<'a> {
         }
         let tail_jump = caller & !0xfff == TRAMPOLINE
             && own
-            && ((slot.point != 0 && slot.frame == frame) || slot.internal_frame == frame);
+            && ((slot.function != 0 && slot.frame == frame) || slot.internal_frame == frame);
         if tail_jump {
             return None;
         }
-        Some(Self { regs, point, index, slot, tid, frame, caller })
+        Some(Self { regs, point, slot, tid, frame, caller })
+    }
+
+    /// A block is given back: recorded before it can belong to another.
+    #[inline(always)]
+    fn free(self) {
+        let address = self.regs.rdi;
+        if address != 0 {
+            let record = Free { header: header(Kind::Free), address };
+            emit(record, Counter::LostFree, Urgency::Usual);
+        }
     }
 
     /// Remembers the arguments until the return.
     #[inline(always)]
     fn begin(self) {
-        let Self { regs, point, index, slot, tid, frame, caller } = self;
-        if slot.point != 0 {
+        let Self { regs, point, slot, tid, frame, caller } = self;
+        if slot.function != 0 {
             count(if slot.tid == tid { Counter::CallAbandoned } else { Counter::SlotCollision });
         }
         let (pointer, size) = arguments(regs, point.function);
         slot.tid = tid;
-        slot.point = index + 1;
+        slot.function = point.function;
         slot.frame = frame;
         slot.internal_frame = 0;
         slot.pointer = pointer;
@@ -186,29 +184,25 @@ fn arguments(regs: &pt_regs, function: u32) -> (u64, u64) {
     }
 }
 
-/// The return of a call by the program.
+/// The return of a call by the program: the one that began with this stack pointer. Where a tail jump led into
+/// another probed function both return at once, with one result, and the first tells it.
 #[inline(always)]
 fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
-    if target::current().is_none() {
-        return;
-    }
-    // SAFETY: the context of a uprobe program is a pt_regs.
-    let regs = unsafe { &*ctx.cast::<pt_regs>() };
-    // SAFETY: the context is this program's own.
-    let index = unsafe { bpf_get_attach_cookie(ctx) } as u32;
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return };
-    if slot.tid != tid || slot.point != index + 1 || slot.frame != regs.rsp.wrapping_sub(popped) {
+    // SAFETY: the context of a uprobe program is a pt_regs.
+    let regs = unsafe { &*ctx.cast::<pt_regs>() };
+    if slot.tid != tid || slot.function == 0 || slot.frame != regs.rsp.wrapping_sub(popped) {
         return;
     }
-    slot.point = 0;
-    let Some(point) = POINTS.get(index) else { return };
-    let result = if point.function == Function::PosixMemalign as u32 {
+    let function = slot.function;
+    slot.function = 0;
+    let result = if function == Function::PosixMemalign as u32 {
         memalign_result(slot.pointer, regs.rax)
     } else {
         regs.rax
     };
-    emit_result(slot, point.function, result);
+    emit_result(slot, function, result);
 }
 
 /// posix_memalign stores the block's address and returns 0, or returns an error.

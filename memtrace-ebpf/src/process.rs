@@ -6,9 +6,9 @@ use aya_ebpf::{
         bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes,
         bpf_probe_read_user_buf,
     },
-    macros::{map, tracepoint},
+    macros::{map, raw_tracepoint},
     maps::PerCpuArray,
-    programs::TracePointContext,
+    programs::RawTracePointContext,
 };
 use aya_log_ebpf::warn;
 use memtrace_common::{
@@ -18,7 +18,7 @@ use memtrace_common::{
 };
 
 use crate::{
-    emit::{Urgency, count, emit, header},
+    emit::{Urgency, emit, emit_copy, header},
     residency, target,
 };
 
@@ -45,16 +45,13 @@ pub fn field<T>(base: u64, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
 }
 
-/// `task:task_newtask`, at the end of copy_process() in the parent, before the child runs.
-#[tracepoint]
-pub fn process_fork(ctx: TracePointContext) -> u32 {
+/// `task:task_newtask(task, clone_flags)`, at the end of copy_process() in the parent, before the child runs.
+#[raw_tracepoint]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     let Some((_, parent)) = target::current() else { return 0 };
-    // SAFETY: the offsets are those of include/trace/events/task.h, stable since 2.6.38.
-    let (Ok(child), Ok(comm), Ok(clone_flags)) = (unsafe {
-        (ctx.read_at::<u32>(8), ctx.read_at::<[u8; 16]>(12), ctx.read_at::<u64>(32))
-    }) else {
-        return 0;
-    };
+    let (task, clone_flags): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let Some(child) = field::<u32>(task, offsets().task_pid) else { return 0 };
+    let comm = field(task, offsets().task_comm).unwrap_or_default();
     let mut header = header(Kind::Fork);
     header.extra = child;
     if clone_flags & CLONE_THREAD == 0 && parent.flags & FOLLOW != 0 {
@@ -67,49 +64,32 @@ pub fn process_fork(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// `sched:sched_process_exec`, after the point of no return: the address space is the new one.
-#[tracepoint]
-pub fn process_exec(ctx: TracePointContext) -> u32 {
+/// `sched:sched_process_exec(task, old_pid, bprm)`: the program is loaded and about to run.
+#[raw_tracepoint]
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     if target::current().is_none() {
         return 0;
     }
     let Some(scratch) = EXECS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
+    // SAFETY: raw tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
     let record = unsafe { &mut *scratch };
     record.header = header(Kind::Exec);
     record.comm = ctx.command().unwrap_or_default();
-    // SAFETY: __data_loc of the filename, include/trace/events/sched.h.
-    if let Ok(location) = unsafe { ctx.read_at::<u32>(8) } {
-        let offset = (location & 0xffff) as usize;
-        // SAFETY: the kernel put the string behind the record; the helper checks every byte it reads.
-        let read = unsafe {
-            bpf_probe_read_kernel_str_bytes(ctx.as_ptr().cast::<u8>().add(offset), &mut record.path)
-        };
+    if let Some(name) = field::<u64>(ctx.arg(2), offsets().binprm_filename) {
+        // SAFETY: the helper checks every byte it reads.
+        let read = unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut record.path) };
         if let Ok(path) = read {
             record.header.extra = path.len() as u32;
             record.header.flags = u16::from(path.len() == PATH_BYTES - 1);
         }
     }
-    emit(*record, Counter::LostProcess, Urgency::Now);
-    0
-}
-
-/// `syscalls:sys_exit_execve` and `execveat`: the arguments are in the new stack now.
-#[tracepoint]
-pub fn process_executed(ctx: TracePointContext) -> u32 {
-    if target::current().is_none() {
-        return 0;
-    }
-    // SAFETY: sys_exit's `ret`, include/trace/events/syscalls.h.
-    if !matches!(unsafe { ctx.read_at::<i64>(16) }, Ok(0)) {
-        return 0;
-    }
+    emit_copy(record, Counter::LostProcess, Urgency::Now);
     residency::emit_totals(0);
     let Some(scratch) = ARGUMENTS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
+    // SAFETY: as above.
     let record = unsafe { &mut *scratch };
     if read_arguments(record).is_some() {
-        emit(*record, Counter::LostProcess, Urgency::Usual);
+        emit_copy(record, Counter::LostProcess, Urgency::Usual);
     }
     0
 }
@@ -143,8 +123,8 @@ pub fn current_mm() -> Option<u64> {
 }
 
 /// `sched:sched_process_exit`, in the thread that ends.
-#[tracepoint]
-pub fn process_exit(ctx: TracePointContext) -> u32 {
+#[raw_tracepoint]
+pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     let Some((pid, _)) = target::current() else { return 0 };
     let offsets = offsets();
     // SAFETY: the helper takes no argument.
@@ -165,23 +145,23 @@ pub fn process_exit(ctx: TracePointContext) -> u32 {
     let status: i32 = field(task, offsets.task_exit_code).unwrap_or(0);
     let comm = ctx.command().unwrap_or_default();
     let urgency = if last { Urgency::Now } else { Urgency::Usual };
-    if !emit(Exit { header, status: status as u32 as u64, comm }, Counter::LostProcess, urgency) {
-        count(Counter::LostProcess);
-    }
+    emit(Exit { header, status: status as u32 as u64, comm }, Counter::LostProcess, urgency);
     0
 }
 
-/// `task:task_rename`.
-#[tracepoint]
-pub fn process_rename(ctx: TracePointContext) -> u32 {
+/// `task:task_rename(task, comm)`.
+#[raw_tracepoint]
+pub fn process_rename(ctx: RawTracePointContext) -> i32 {
     if target::current().is_none() {
         return 0;
     }
-    // SAFETY: include/trace/events/task.h.
-    let (Ok(tid), Ok(comm)) = (unsafe { (ctx.read_at::<u32>(8), ctx.read_at::<[u8; 16]>(28)) })
-    else {
+    let Some(tid) = field::<u32>(ctx.arg(0), offsets().task_pid) else { return 0 };
+    let mut comm = [0u8; 16];
+    let name: u64 = ctx.arg(1);
+    // SAFETY: the helper checks every byte it reads.
+    if unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut comm) }.is_err() {
         return 0;
-    };
+    }
     let mut header = header(Kind::Rename);
     header.tid = tid;
     emit(Rename { header, comm }, Counter::LostProcess, Urgency::Usual);

@@ -3,7 +3,7 @@
 //! Nothing here runs per page: the totals correct, once, what page faults cannot tell (fault-around,
 //! MAP_POPULATE, huge pages, reclaim).
 
-use aya_ebpf::{Global, macros::tracepoint, programs::TracePointContext};
+use aya_ebpf::{Global, macros::raw_tracepoint, programs::RawTracePointContext};
 use memtrace_common::{
     counter::Counter,
     record::{Kind, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory},
@@ -27,25 +27,15 @@ static CPUS: Global<u32> = Global::new(0);
 /// CPUs whose part of a counter is added at most; beyond, totals are marked approximate.
 const MAX_CPUS: u32 = 256;
 
-/// `syscalls:sys_enter_exit_group`, `sys_enter_execve` and `sys_enter_execveat`.
-#[tracepoint]
-pub fn memory_before_end(_ctx: TracePointContext) -> u32 {
-    if target::current().is_some() {
-        emit_totals(MEMORY_FINAL);
-    }
-    0
-}
-
-/// `signal:signal_deliver`: a signal without a handler that ends the process.
-#[tracepoint]
-pub fn memory_before_signal(ctx: TracePointContext) -> u32 {
+/// `signal:signal_deliver(signal, info, action)`: a signal without a handler that ends the process.
+#[raw_tracepoint]
+pub fn memory_before_signal(ctx: RawTracePointContext) -> i32 {
     if target::current().is_none() {
         return 0;
     }
-    // SAFETY: include/trace/events/signal.h.
-    let (Ok(signal), Ok(handler)) = (unsafe { (ctx.read_at::<i32>(8), ctx.read_at::<u64>(24)) }) else {
-        return 0;
-    };
+    let signal: i32 = ctx.arg(0);
+    // sa_handler is the first field of struct k_sigaction (include/linux/signal_types.h).
+    let Some(handler) = field::<u64>(ctx.arg(2), 0) else { return 0 };
     // SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG and SIGWINCH end nothing: signal(7).
     let harmless = matches!(signal, 17..=23 | 28);
     if handler == 0 && !harmless {
@@ -55,7 +45,7 @@ pub fn memory_before_signal(ctx: TracePointContext) -> u32 {
 }
 
 /// Sends the totals of the current address space, if it has one and BTF tells where they are.
-#[inline(always)]
+#[inline(never)]
 pub fn emit_totals(flags: u16) {
     if let Some(record) = totals(flags) {
         emit(record, Counter::LostProcess, Urgency::Usual);

@@ -1,20 +1,25 @@
-//! Memory system calls: arguments at entry, one record at return, with the result.
+//! Memory system calls: time and arguments at entry, one record at return, with the result.
+//!
+//! One raw tracepoint each for entry and return of all system calls, with the number as the first test. The
+//! events of single calls (`syscalls:sys_enter_mmap` …) would cost others a little less, but each of them
+//! takes the kernel tens of milliseconds to remove, one after the other.
 
 use aya_ebpf::{
     Global,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
-    macros::{map, tracepoint},
+    macros::{map, raw_tracepoint},
     maps::Array,
-    programs::TracePointContext,
+    programs::RawTracePointContext,
 };
 use memtrace_common::{
     counter::Counter,
-    record::{Call, Kind, Syscall},
+    record::{Call, Kind, MEMORY_FINAL, Syscall},
 };
 
 use crate::{
     emit::{Urgency, count, emit, header},
-    target,
+    process::field,
+    residency, target,
 };
 
 /// A call in flight. The slot of a thread is its id modulo the number of slots.
@@ -24,8 +29,6 @@ struct CallSlot {
     tid: u32,
     call: u32,
     entered_ns: u64,
-    arguments: [u64; 5],
-    offset: u64,
 }
 
 #[map]
@@ -35,6 +38,27 @@ static SYSCALL_SLOTS: Array<CallSlot> = Array::with_max_entries(65_536, 0);
 #[unsafe(no_mangle)]
 pub static SLOT_MASK: Global<u32> = Global::new(65_535);
 
+/// Numbers of arch/x86/entry/syscalls/syscall_64.tbl.
+const EXECVE: u64 = 59;
+const EXECVEAT: u64 = 322;
+const EXIT_GROUP: u64 = 231;
+
+/// The call with this number, if it is one of those recorded.
+#[inline(always)]
+fn call(number: u64) -> Option<Call> {
+    Some(match number {
+        9 => Call::Mmap,
+        10 => Call::Mprotect,
+        11 => Call::Munmap,
+        12 => Call::Brk,
+        25 => Call::Mremap,
+        28 => Call::Madvise,
+        30 => Call::Shmat,
+        67 => Call::Shmdt,
+        _ => return None,
+    })
+}
+
 #[inline(always)]
 fn slot(tid: u32) -> Option<&'static mut CallSlot> {
     let slot = SYSCALL_SLOTS.get_ptr_mut(tid & SLOT_MASK.load())?;
@@ -43,11 +67,19 @@ fn slot(tid: u32) -> Option<&'static mut CallSlot> {
     Some(unsafe { &mut *slot })
 }
 
-#[inline(always)]
-fn enter(ctx: &TracePointContext, call: Call, arguments: usize) -> u32 {
-    if target::current().is_none() {
+/// `raw_syscalls:sys_enter(regs, number)`.
+#[raw_tracepoint]
+pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    let number: u64 = ctx.arg(1);
+    let call = call(number);
+    let ends = matches!(number, EXECVE | EXECVEAT | EXIT_GROUP);
+    if (call.is_none() && !ends) || target::current().is_none() {
         return 0;
     }
+    let Some(call) = call else {
+        residency::emit_totals(MEMORY_FINAL);
+        return 0;
+    };
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return 0 };
     if slot.tid != 0 && slot.tid != tid {
@@ -57,25 +89,26 @@ fn enter(ctx: &TracePointContext, call: Call, arguments: usize) -> u32 {
     slot.call = call as u32;
     // SAFETY: the helper takes no argument.
     slot.entered_ns = unsafe { bpf_ktime_get_ns() };
-    slot.offset = 0;
-    for index in 0..6 {
-        // SAFETY: sys_enter's arguments begin at 16, eight bytes each (include/trace/events/syscalls.h).
-        let value = if index < arguments {
-            unsafe { ctx.read_at::<u64>(16 + 8 * index) }.unwrap_or(0)
-        } else {
-            0
-        };
-        if index < 5 {
-            slot.arguments[index] = value;
-        } else {
-            slot.offset = value;
-        }
-    }
     0
 }
 
-#[inline(always)]
-fn leave(ctx: &TracePointContext, call: Call) -> u32 {
+/// Places of the six arguments in pt_regs (arch/x86/include/asm/ptrace.h): rdi, rsi, rdx, r10, r8, r9. They
+/// still hold the arguments when the call returns.
+const ARGUMENTS: [u32; 6] = [14 * 8, 13 * 8, 12 * 8, 7 * 8, 9 * 8, 8 * 8];
+
+/// The call's number.
+const ORIG_RAX: u32 = 15 * 8;
+
+/// PROT_EXEC and MAP_ANONYMOUS, include/uapi/asm-generic/mman-common.h.
+const PROT_EXEC: u64 = 4;
+const MAP_ANONYMOUS: u64 = 0x20;
+
+/// `raw_syscalls:sys_exit(regs, result)`.
+#[raw_tracepoint]
+pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
+    let regs: u64 = ctx.arg(0);
+    let Some(number) = field::<u64>(regs, ORIG_RAX) else { return 0 };
+    let Some(call) = call(number) else { return 0 };
     if target::current().is_none() {
         return 0;
     }
@@ -85,42 +118,21 @@ fn leave(ctx: &TracePointContext, call: Call) -> u32 {
         return 0;
     }
     slot.tid = 0;
-    // SAFETY: sys_exit's `ret`.
-    let Ok(result) = (unsafe { ctx.read_at::<i64>(16) }) else { return 0 };
     let mut header = header(Kind::Syscall);
     header.extra = call as u32;
+    let argument = |index: usize| field::<u64>(regs, ARGUMENTS[index]).unwrap_or(0);
     let record = Syscall {
         header,
         entered_ns: slot.entered_ns,
-        result,
-        arguments: slot.arguments,
-        offset: slot.offset,
+        result: ctx.arg(1),
+        arguments: [argument(0), argument(1), argument(2), argument(3), argument(4)],
+        offset: if call == Call::Mmap { argument(5) } else { 0 },
     };
-    emit(record, Counter::LostSyscall, Urgency::Usual);
+    // A new library may hold an allocator that is not probed yet.
+    let library = call == Call::Mmap
+        && record.arguments[2] & PROT_EXEC != 0
+        && record.arguments[3] & MAP_ANONYMOUS == 0;
+    let urgency = if library { Urgency::Now } else { Urgency::Usual };
+    emit(record, Counter::LostSyscall, urgency);
     0
-}
-
-macro_rules! calls {
-    ($($call:ident($arguments:literal): $enter:ident, $leave:ident;)*) => {$(
-        #[tracepoint]
-        pub fn $enter(ctx: TracePointContext) -> u32 {
-            enter(&ctx, Call::$call, $arguments)
-        }
-
-        #[tracepoint]
-        pub fn $leave(ctx: TracePointContext) -> u32 {
-            leave(&ctx, Call::$call)
-        }
-    )*};
-}
-
-calls! {
-    Brk(1): enter_brk, exit_brk;
-    Mmap(6): enter_mmap, exit_mmap;
-    Munmap(2): enter_munmap, exit_munmap;
-    Mremap(5): enter_mremap, exit_mremap;
-    Mprotect(3): enter_mprotect, exit_mprotect;
-    Madvise(3): enter_madvise, exit_madvise;
-    Shmat(3): enter_shmat, exit_shmat;
-    Shmdt(1): enter_shmdt, exit_shmdt;
 }

@@ -29,6 +29,9 @@ fn offsets(btf: &Btf) -> KernelOffsets {
     let (rss_stride, rss_count, rss_percpu) = counter.unwrap_or((UNKNOWN, UNKNOWN, UNKNOWN));
     KernelOffsets {
         task_mm: offset("task_struct", "mm"),
+        task_pid: offset("task_struct", "pid"),
+        task_comm: offset("task_struct", "comm"),
+        binprm_filename: offset("linux_binprm", "filename"),
         task_signal: offset("task_struct", "signal"),
         task_exit_code: offset("task_struct", "exit_code"),
         signal_live: offset("signal_struct", "live"),

@@ -1,7 +1,8 @@
 //! Probes on allocator functions: placed once per file, followed per process.
 //!
 //! A uprobe defined in tracefs stands on a file; it is hit only by address spaces of the threads that an
-//! event was opened for, and inherited by what they fork. Others pay nothing (facts in docs/ARCHITECTURE.md).
+//! event was opened for, and inherited by what they fork. Others pay nothing (docs/ARCHITECTURE.md).
+//! Many uprobes share one event: a fork inherits events, and each takes the kernel a while to remove.
 
 use std::{
     collections::HashMap,
@@ -15,15 +16,16 @@ use std::{
     rc::Rc,
 };
 
-use memtrace_common::heap::{Function, Point};
+use memtrace_common::heap::MAX_GROUPS;
 
 use super::{
     Error,
-    allocator::{self, Allocator, Exit, FoundFunction, NoAllocator},
+    allocator::{self, NoAllocator},
     object::Object,
     perf::{self, Scope, Source},
+    plan::{Batch, Part, Placed},
     points::{Status, event_error},
-    tracefs::{Tracefs, UprobeDefinition},
+    tracefs::{Tracefs, UprobeEvent},
 };
 
 /// Larger files are not looked into: no allocator is linked into a file of this size that people trace.
@@ -47,12 +49,10 @@ impl FileId {
 /// What a file means to the heap of a process that maps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Its allocators are probed: their names.
+    /// Its allocators are probed: their names, joined by `+`.
     Probed {
-        /// Names, joined by `+`.
+        /// Names.
         name: String,
-        /// Functions that are not seen, with the reason; mostly none.
-        unseen: Vec<String>,
     },
     /// It has no allocator.
     None,
@@ -67,33 +67,33 @@ pub enum Verdict {
 pub struct HeapProbes {
     tracefs: Rc<Tracefs>,
     files: HashMap<FileId, Verdict>,
-    probes: Vec<Probe>,
+    groups: Vec<Group>,
+    entry_groups: u32,
     followed: Vec<Scope>,
-    defined: u32,
     /// One per function.
     pub statuses: Vec<Status>,
 }
 
-/// One uprobe. Fields drop in order: what uses the definition goes before it.
-struct Probe {
+/// Uprobes of one event. Fields drop in order: what uses the definitions goes before them.
+struct Group {
     link: Option<OwnedFd>,
     events: Vec<OwnedFd>,
-    definition: UprobeDefinition,
+    definitions: UprobeEvent,
     program: &'static str,
     cookie: u64,
 }
 
-impl Probe {
-    /// Lets the uprobe be hit by a thread's address space. A thread that is gone needs none.
-    fn follow(&mut self, object: &Object, name: &str, scope: Scope) -> Result<(), Error> {
-        let attach = |source| Error::Attach { name: name.to_owned(), source };
-        let id = self.definition.id().map_err(attach)?;
+impl Group {
+    /// Lets the uprobes be hit by a thread's address space. A thread that is gone needs none.
+    fn follow(&mut self, object: &Object, scope: Scope) -> Result<(), Error> {
+        let attach = |source| Error::Attach { name: "allocator functions".to_owned(), source };
+        let id = self.definitions.id().map_err(attach)?;
         let event = match perf::open(Source::Tracepoint(id), scope) {
             Ok(event) => event,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-            Err(error) => return Err(event_error(name.to_owned(), error)),
+            Err(error) => return Err(event_error("allocator functions".to_owned(), error)),
         };
-        // The program belongs to the definition, not to one of its events: one link serves them all.
+        // The program belongs to the definitions, not to one of their events: one link serves them all.
         if self.link.is_none() {
             let program = object.program(self.program)?;
             self.link = Some(perf::link(program, event.as_fd(), self.cookie).map_err(attach)?);
@@ -103,25 +103,15 @@ impl Probe {
     }
 }
 
-/// One uprobe to be placed.
-struct Placing<'a> {
-    file: &'a File,
-    function: &'a str,
-    program: &'static str,
-    returns: bool,
-    offset: u64,
-    cookie: u64,
-}
-
 impl HeapProbes {
     /// No probe yet.
     pub fn new(tracefs: Rc<Tracefs>) -> Self {
         Self {
             tracefs,
             files: HashMap::new(),
-            probes: Vec::new(),
+            groups: Vec::new(),
+            entry_groups: 0,
             followed: Vec::new(),
-            defined: 0,
             statuses: Vec::new(),
         }
     }
@@ -131,8 +121,28 @@ impl HeapProbes {
         self.files.get(&id)
     }
 
-    /// Probes whatever allocators the file holds, unless that was done already.
+    /// Probes whatever allocators one file holds, unless that was done already.
     pub fn probe(&mut self, object: &mut Object, path: &Path) -> Result<Verdict, Error> {
+        let mut batch = Batch::default();
+        let verdict = self.plan(path, &mut batch)?;
+        self.place(object, &batch)?;
+        Ok(verdict)
+    }
+
+    /// Probes several files at once, so that they share events. Files that cannot be read are told.
+    pub fn probe_all(&mut self, object: &mut Object, paths: &[impl AsRef<Path>]) -> Result<Vec<Error>, Error> {
+        let mut batch = Batch::default();
+        let mut failures = Vec::new();
+        for path in paths {
+            if let Err(error) = self.plan(path.as_ref(), &mut batch) {
+                failures.push(error);
+            }
+        }
+        self.place(object, &batch)?;
+        Ok(failures)
+    }
+
+    fn plan(&mut self, path: &Path, batch: &mut Batch) -> Result<Verdict, Error> {
         let failed = |source| Error::File { path: path.to_owned(), source };
         let id = FileId::of(path).map_err(failed)?;
         if let Some(verdict) = self.files.get(&id) {
@@ -142,7 +152,7 @@ impl HeapProbes {
         let metadata = file.metadata().map_err(failed)?;
         let verdict = if metadata.is_file() && metadata.len() <= MAX_FILE_BYTES {
             let data = std::fs::read(path).map_err(failed)?;
-            self.probe_image(object, &file, &data)?
+            self.look(file, &data, batch)
         } else {
             Verdict::None
         };
@@ -151,85 +161,75 @@ impl HeapProbes {
         Ok(verdict)
     }
 
-    fn probe_image(&mut self, object: &mut Object, file: &File, data: &[u8]) -> Result<Verdict, Error> {
+    fn look(&mut self, file: File, data: &[u8], batch: &mut Batch) -> Verdict {
         let allocators = match allocator::find(data) {
             Ok(allocators) => allocators,
             Err(NoAllocator::Stripped) => {
                 let reason = "a static program without a symbol table: its allocator cannot be found";
-                return Ok(Verdict::Hidden { reason: reason.to_owned() });
+                return Verdict::Hidden { reason: reason.to_owned() };
             }
-            Err(_) => return Ok(Verdict::None),
+            Err(_) => return Verdict::None,
         };
-        let mut names = Vec::new();
-        let mut unseen = Vec::new();
+        let file = Rc::new(file);
         for allocator in &allocators {
-            names.push(allocator.name);
-            unseen.extend(allocator.unseen.iter().map(|one| format!("{}: {}", one.name, one.reason)));
+            for unseen in &allocator.unseen {
+                let name = format!("{}:{}", allocator.name, unseen.name);
+                self.statuses.push(Status { name, failure: Some(unseen.reason.clone()) });
+            }
             for function in &allocator.functions {
-                self.probe_function(object, file, allocator, function)?;
+                batch.add(&file, allocator, function);
             }
         }
-        Ok(Verdict::Probed { name: names.join("+"), unseen })
+        let names: Vec<&str> = allocators.iter().map(|allocator| allocator.name).collect();
+        Verdict::Probed { name: names.join("+") }
     }
 
-    fn probe_function(
-        &mut self,
-        object: &mut Object,
-        file: &File,
-        allocator: &Allocator,
-        found: &FoundFunction,
-    ) -> Result<(), Error> {
-        let returns = matches!(found.exit, Exit::ReturnProbe);
-        // A return probe takes [rsp] for the return address: it cannot stand behind a push.
-        let entry = &found.entry;
-        let (offset, pushed) = if returns && entry.pushed != 0 {
-            (found.file_offset, 0)
-        } else {
-            (entry.file_offset, entry.pushed)
-        };
-        let address = found.virtual_address + (offset - found.file_offset);
-        let cookie = object.add_point(Point {
-            function: found.function as u32,
-            pushed,
-            internal_start: allocator.internal.start.wrapping_sub(address) as i64,
-            internal_end: allocator.internal.end.wrapping_sub(address) as i64,
-        })?;
-        let program = if found.function == Function::Free { "heap_free" } else { "heap_enter" };
-        let placing =
-            Placing { file, function: &found.name, program, returns: false, offset, cookie };
-        match &found.exit {
-            Exit::None => {}
-            Exit::ReturnProbe => {
-                self.place(object, &Placing { program: "heap_return", returns: true, ..placing })?;
+    /// Defines and opens what was planned: returns first, so that a call seen to begin is seen to end.
+    fn place(&mut self, object: &mut Object, batch: &Batch) -> Result<(), Error> {
+        self.place_part(object, &batch.returns, "heap_return", 0)?;
+        self.place_part(object, &batch.return_instructions, "heap_return_instruction", 0)?;
+        for group in batch.entry_groups() {
+            if self.entry_groups == MAX_GROUPS {
+                return Err(Error::Map { name: "POINTS", reason: "too many allocators".to_owned() });
             }
-            Exit::Instructions { file_offsets, .. } => {
-                for &offset in file_offsets {
-                    let program = "heap_return_instruction";
-                    self.place(object, &Placing { program, offset, ..placing })?;
-                }
+            let number = self.entry_groups;
+            self.entry_groups += 1;
+            for entry in &group {
+                object.set_point(number, entry.address, entry.point)?;
             }
-            Exit::Unknown { .. } => return Ok(()),
+            let parts: Vec<Part> = group.into_iter().map(|entry| entry.part.clone()).collect();
+            self.place_part(object, &parts, "heap_enter", u64::from(number))?;
         }
-        // The entry last: a call seen to begin is seen to end.
-        self.place(object, &placing)?;
-        let name = format!("{}:{}", allocator.name, found.name);
-        self.statuses.push(Status { name, failure: None });
         Ok(())
     }
 
-    fn place(&mut self, object: &Object, placing: &Placing<'_>) -> Result<(), Error> {
-        self.defined += 1;
-        let unique = format!("p{}", self.defined);
-        let definition = self
-            .tracefs
-            .define(placing.returns, &unique, placing.file.as_fd(), placing.offset)
-            .map_err(|source| Error::Attach { name: placing.function.to_owned(), source })?;
-        let Placing { program, cookie, .. } = *placing;
-        let mut probe = Probe { link: None, events: Vec::new(), definition, program, cookie };
-        for &scope in &self.followed {
-            probe.follow(object, placing.function, scope)?;
+    fn place_part(
+        &mut self,
+        object: &Object,
+        parts: &[Part],
+        program: &'static str,
+        cookie: u64,
+    ) -> Result<(), Error> {
+        let definitions = self.tracefs.event(&format!("g{}", self.groups.len()));
+        let mut any = false;
+        for part in parts {
+            let added = definitions.add(program == "heap_return", part.file.as_fd(), part.offset);
+            any |= added.is_ok();
+            if part.placed == Placed::Entry || added.is_err() {
+                let failure = added.err().map(|error| error.to_string());
+                self.statuses.push(Status { name: part.name.clone(), failure });
+            }
         }
-        self.probes.push(probe);
+        if !any {
+            // Nothing was defined under the name: there is nothing to remove either.
+            definitions.forget();
+            return Ok(());
+        }
+        let mut group = Group { link: None, events: Vec::new(), definitions, program, cookie };
+        for &scope in &self.followed {
+            group.follow(object, scope)?;
+        }
+        self.groups.push(group);
         Ok(())
     }
 
@@ -237,9 +237,6 @@ impl HeapProbes {
     pub fn follow(&mut self, object: &Object, tid: u32, inherit: bool) -> Result<(), Error> {
         let scope = Scope::Thread { tid, inherit };
         self.followed.push(scope);
-        for probe in &mut self.probes {
-            probe.follow(object, &format!("thread {tid}"), scope)?;
-        }
-        Ok(())
+        self.groups.iter_mut().try_for_each(|group| group.follow(object, scope))
     }
 }

@@ -14,6 +14,7 @@ pub mod names;
 pub mod object;
 pub mod perf;
 pub mod placement;
+mod plan;
 pub mod points;
 pub mod search;
 pub mod sideband;

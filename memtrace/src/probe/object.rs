@@ -9,7 +9,7 @@ use aya::{
 };
 use memtrace_common::{
     counter::Counter,
-    heap::Point,
+    heap::{GROUP_SIZE, Point},
     histogram::{FaultHistogram, HistogramKey},
     target::{FOLLOW, KernelOffsets, Target},
 };
@@ -48,7 +48,6 @@ pub struct Object {
     targets: HashMap<MapData, u32, Target>,
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
-    next_point: u32,
     offsets: KernelOffsets,
 }
 
@@ -80,7 +79,6 @@ impl Object {
             targets: hash(&mut ebpf, "TARGETS")?,
             histograms: hash(&mut ebpf, "HISTOGRAMS")?,
             counters: array(&mut ebpf, "COUNTERS")?,
-            next_point: 0,
             offsets,
             ebpf,
         })
@@ -115,13 +113,11 @@ impl Object {
         })
     }
 
-    /// Registers a probe point; the result is its attach cookie.
-    pub fn add_point(&mut self, point: Point) -> Result<u64, Error> {
-        let index = self.next_point;
+    /// Writes an entry point at its place in the table.
+    pub fn set_point(&mut self, group: u32, address: u64, point: Point) -> Result<(), Error> {
+        let index = group * GROUP_SIZE + (address % u64::from(GROUP_SIZE)) as u32;
         let written = self.points.set(index, point, 0);
-        written.map_err(|error| Error::Map { name: "POINTS", reason: error.to_string() })?;
-        self.next_point += 1;
-        Ok(u64::from(index))
+        written.map_err(|error| Error::Map { name: "POINTS", reason: error.to_string() })
     }
 
     /// Traces a process from now on; `start_ns` is part of its identity.
@@ -162,7 +158,6 @@ impl Object {
 
 fn load_program(program: &mut Program) -> Result<(), Error> {
     match program {
-        Program::TracePoint(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         Program::PerfEvent(program) => program.load(),
         Program::UProbe(program) => program.load(),

@@ -57,6 +57,7 @@ impl Sideband {
             match opened {
                 Ok(Some(extra)) => self.events.push(extra),
                 Ok(None) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
                 Err(source) => {
                     return Err(event_error(format!("mmap records of thread {tid}"), source));
                 }

@@ -25,8 +25,8 @@ pub struct Tracefs {
     root: OwnedFd,
 }
 
-/// A uprobe defined in tracefs; dropped, it is removed.
-pub struct UprobeDefinition {
+/// Uprobes that share one trace event (several since 5.4); dropped, they are removed.
+pub struct UprobeEvent {
     tracefs: Rc<Tracefs>,
     name: String,
 }
@@ -52,20 +52,9 @@ impl Tracefs {
         text.trim().parse().map_err(|_| io::Error::other(format!("{event}/id is not a number: {text}")))
     }
 
-    /// Defines a uprobe (`r` for a return probe) at a file offset. `file` is an open descriptor of this
-    /// process: naming it by /proc/self/fd serves any path, deleted files and other mount namespaces.
-    pub fn define(
-        self: &Rc<Self>,
-        returns: bool,
-        name: &str,
-        file: BorrowedFd<'_>,
-        offset: u64,
-    ) -> io::Result<UprobeDefinition> {
-        let kind = if returns { 'r' } else { 'p' };
-        let name = format!("{GROUP}{}/{name}", std::process::id());
-        let line = format!("{kind}:{name} /proc/self/fd/{}:{offset:#x}", file.as_raw_fd());
-        self.append(&line)?;
-        Ok(UprobeDefinition { tracefs: Rc::clone(self), name })
+    /// An event that uprobes can be added to.
+    pub fn event(self: &Rc<Self>, name: &str) -> UprobeEvent {
+        UprobeEvent { tracefs: Rc::clone(self), name: format!("{GROUP}{}/{name}", std::process::id()) }
     }
 
     /// Removes definitions that a memtrace left when it was killed.
@@ -101,14 +90,28 @@ impl Tracefs {
     }
 }
 
-impl UprobeDefinition {
+impl UprobeEvent {
+    /// Adds a uprobe at a file offset; `returns`: a return probe, which all of one event are or none. To be done
+    /// before the event is opened. `file` is an open descriptor of this process: naming it by /proc/self/fd
+    /// serves any path, deleted files and other mount namespaces.
+    pub fn add(&self, returns: bool, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        let kind = if returns { 'r' } else { 'p' };
+        let Self { tracefs, name } = self;
+        tracefs.append(&format!("{kind}:{name} /proc/self/fd/{}:{offset:#x}", file.as_raw_fd()))
+    }
+
+    /// Leaves whatever stands under the name.
+    pub fn forget(self) {
+        std::mem::forget(self);
+    }
+
     /// The id for perf_event_open(2).
     pub fn id(&self) -> io::Result<u64> {
         self.tracefs.id(&self.name)
     }
 }
 
-impl Drop for UprobeDefinition {
+impl Drop for UprobeEvent {
     fn drop(&mut self) {
         if let Err(error) = self.tracefs.append(&format!("-:{}", self.name)) {
             log::debug!("{} stays defined: {error}", self.name);

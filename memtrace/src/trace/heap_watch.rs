@@ -41,13 +41,8 @@ impl HeapWatch {
     /// Probes the files that a command is known to map, before it does.
     pub fn prepare(&mut self, object: &mut Object, files: &[PathBuf]) -> Result<(), Error> {
         let Some(probes) = &mut self.probes else { return Ok(()) };
-        for file in files {
-            match probes.probe(object, file) {
-                Ok(_) => {}
-                Err(Error::Privileges) => return Err(Error::Privileges),
-                Err(error) => self.failures.push(error.to_string()),
-            }
-        }
+        let failures = probes.probe_all(object, files)?;
+        self.failures.extend(failures.iter().map(ToString::to_string));
         Ok(())
     }
 
@@ -88,7 +83,7 @@ impl HeapWatch {
         let (allocator, unavailable, late) = match probes.probe(object, path)? {
             Verdict::None => return Ok(None),
             Verdict::Hidden { reason } => (String::new(), Some(reason.into()), false),
-            Verdict::Probed { name, .. } => (name, None, late),
+            Verdict::Probed { name } => (name, None, late),
         };
         let kind = EventKind::HeapProbes { allocator: allocator.into(), unavailable, late };
         Ok(Some(Event { time_ns, pid, tid: 0, kind }))
