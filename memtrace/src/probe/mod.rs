@@ -1,7 +1,9 @@
 //! Where probes stand, and what they are attached to.
 
 pub mod allocator;
+mod candidate;
 pub mod flow;
 pub mod image;
 pub mod names;
 pub mod placement;
+mod search;
