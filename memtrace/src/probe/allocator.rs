@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use memtrace_common::heap::Function;
+use memtrace_common::heap::{Function, Point};
 
 use super::{
     candidate::families,
@@ -27,6 +27,23 @@ pub struct Allocator {
     pub internal: Range<u64>,
     /// Functions that hand out or resize blocks and are not probed: what they do is not seen.
     pub unseen: Vec<Unseen>,
+}
+
+impl Allocator {
+    /// What the kernel-side program is told of the entry probe of one of [`Self::functions`].
+    pub fn point(&self, function: &FoundFunction) -> Point {
+        let distance = function
+            .entry
+            .file_offset
+            .wrapping_sub(function.file_offset);
+        let ip = function.virtual_address.wrapping_add(distance);
+        Point {
+            function: function.function as u32,
+            pushed: function.entry.pushed,
+            internal_start: self.internal.start.wrapping_sub(ip).cast_signed(),
+            internal_end: self.internal.end.wrapping_sub(ip).cast_signed(),
+        }
+    }
 }
 
 /// A function to be probed.
@@ -56,7 +73,8 @@ pub enum Exit {
     /// A return probe may be put on it.
     ReturnProbe,
     /// An exception may pass through it, which a return probe turns into the program's end: probe
-    /// these `ret` instructions instead.
+    /// these `ret` instructions instead. They are single-stepped: about 13 times the price of an
+    /// emulated instruction.
     Instructions {
         /// Offsets into the file. A `ret` may be shared with other functions: a hit belongs to the
         /// call whose return address is at `[rsp]` and whose entry saw the same stack pointer.

@@ -439,3 +439,142 @@ fn a_prefixed_allocator_beside_the_libc_is_one_of_its_own() {
     assert_eq!(names(&found[1]), ["_rjem_malloc", "_rjem_sdallocx"]);
     assert!(!found[0].internal.contains(&found[1].internal.start));
 }
+
+/// A library that is an allocator, one rule in each function.
+const ASSEMBLY: &str = "
+    .macro function name
+    .globl \\name
+    .type \\name, @function
+    \\name:
+    .endm
+    .macro end name
+    .size \\name, . - \\name
+    .endm
+    .text
+    function malloc
+        push %rbx
+        pop %rbx
+        ret
+    end malloc
+    function free
+        ret
+    end free
+    function mallocx
+        ret
+    end mallocx
+    function _Znwm
+        jmp *%rax
+    end _Znwm
+    function _Znam
+        test %rdi, %rdi
+        je slow
+        ret
+    end _Znam
+    function _ZnwmRKSt9nothrow_t
+        test %rdi, %rdi
+        je elsewhere@plt
+        ret
+    end _ZnwmRKSt9nothrow_t
+    .type slow, @function
+    slow: nop
+        ret
+    end slow
+    function _ZdlPv
+        mov %rdi, %rax
+        jmp free
+    end _ZdlPv
+    function _ZdaPv
+        push %rdi
+        jmp free
+    end _ZdaPv
+    .globl calloc
+    .type calloc, @gnu_indirect_function
+    calloc: ret
+    end calloc
+    .section .note.GNU-stack
+";
+
+#[test]
+fn ways_out_of_a_function() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("allocator.s");
+    std::fs::write(&source, ASSEMBLY).unwrap();
+    let library = directory.path().join("library");
+    let output = Command::new("gcc")
+        .args([
+            "-shared",
+            "-nostdlib",
+            "-Wl,-soname,libjemalloc.so.9",
+            "-Wl,-Bsymbolic",
+            "-o",
+        ])
+        .args([&library, &source])
+        .output()
+        .unwrap_or_else(|error| panic!("gcc: {error}; apt-get install gcc"));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let data = std::fs::read(&library).unwrap();
+    let allocator = only(library.to_str().unwrap(), &data);
+    let exit = |name| function(&allocator, name).exit.clone();
+
+    assert_eq!(exit("malloc"), Exit::ReturnProbe);
+    let Exit::Unknown { reason } = exit("_Znwm") else {
+        panic!("{:?}", exit("_Znwm"))
+    };
+    assert!(reason.contains("indirect jump"), "{reason}");
+    let Exit::Instructions {
+        file_offsets,
+        incomplete: None,
+    } = exit("_Znam")
+    else {
+        panic!("{:?}", exit("_Znam"))
+    };
+    assert_eq!(file_offsets.len(), 2, "its own, and that of slow");
+    let Exit::Instructions {
+        file_offsets,
+        incomplete: Some(reason),
+    } = exit("_ZnwmRKSt9nothrow_t")
+    else {
+        panic!("{:?}", exit("_ZnwmRKSt9nothrow_t"))
+    };
+    assert_eq!(file_offsets.len(), 1);
+    assert!(reason.contains("another file"), "{reason}");
+
+    let found = names(&allocator);
+    assert!(
+        !found.contains(&"_ZdlPv"),
+        "moves an argument and jumps to free"
+    );
+    assert!(
+        found.contains(&"_ZdaPv"),
+        "free would see another return address"
+    );
+    assert!(!found.contains(&"calloc"));
+    assert!(
+        allocator
+            .unseen
+            .iter()
+            .any(|unseen| unseen.name == "calloc" && unseen.reason.contains("IFUNC"))
+    );
+}
+
+#[test]
+fn a_point_measures_the_internal_span_from_the_probe() {
+    let (path, data) = library("libc.so.6", "libc6");
+    let allocator = only(&path, &data);
+    let free = function(&allocator, "free");
+    let point = allocator.point(free);
+    assert_eq!((point.function, point.pushed), (Function::Free as u32, 0));
+    let ip = (free.virtual_address + 9).cast_signed();
+    assert_eq!(
+        ip + point.internal_start,
+        allocator.internal.start.cast_signed()
+    );
+    assert_eq!(
+        ip + point.internal_end,
+        allocator.internal.end.cast_signed()
+    );
+}

@@ -144,13 +144,6 @@ impl<'data> Image<'data> {
         self.dynamic_strings(elf::DT_NEEDED)
     }
 
-    /// Whether a dynamic symbol of this name is imported or exported.
-    pub fn mentions(&self, name: &str) -> bool {
-        self.elf
-            .dynamic_symbols()
-            .any(|symbol| symbol.name() == Ok(name))
-    }
-
     /// Where a virtual address is in the file; `None` outside what the file holds.
     pub fn file_offset(&self, address: u64) -> Option<u64> {
         self.segments
