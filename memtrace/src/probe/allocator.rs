@@ -5,7 +5,7 @@
 //! so what enters that code from outside is probed. A function outside of it that only calls in
 //! (libstdc++'s operator new calls malloc) is not probed: it would count a block twice.
 
-use std::ops::Range;
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
 use memtrace_common::heap::{Function, Point};
 
@@ -103,12 +103,24 @@ pub struct Unseen {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoAllocator {
-    /// The file could not be read.
+    /// It is no ELF file of a kind that can be probed.
     #[error("{source}")]
     Image {
         /// What was wrong.
         #[from]
         source: ImageError,
+    },
+    /// The file could not be read.
+    #[error("cannot be read: {reason}")]
+    Unreadable {
+        /// What the system said.
+        reason: String,
+    },
+    /// The file is larger than [`LARGEST`].
+    #[error("larger than {} MiB", LARGEST >> 20)]
+    TooLarge {
+        /// Its size in bytes.
+        size: u64,
     },
     /// A static program without a symbol table: the allocator is inside, its names are not.
     #[error("symbols are stripped")]
@@ -119,6 +131,39 @@ pub enum NoAllocator {
         /// It has no full symbol table: an allocator of its own, beside a library's, would not show.
         stripped: bool,
     },
+}
+
+/// The largest file that is searched, in bytes; it is in memory while it is.
+pub const LARGEST: u64 = 512 << 20;
+
+/// [`find`] in an open file, from its first byte on whatever its position.
+///
+/// The file is read, not mapped: one that is cut short meanwhile gives an error, not a signal.
+pub fn find_in(file: &File) -> Result<Vec<Allocator>, NoAllocator> {
+    find(&contents(file)?)
+}
+
+fn contents(file: &File) -> Result<Vec<u8>, NoAllocator> {
+    let unreadable = |error: io::Error| NoAllocator::Unreadable {
+        reason: error.to_string(),
+    };
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(ImageError::NotElf.into());
+    }
+    let size = metadata.len();
+    if size > LARGEST {
+        return Err(NoAllocator::TooLarge { size });
+    }
+    let mut magic = [0; 4];
+    if file.read_at(&mut magic, 0).map_err(unreadable)? < 4 || magic != object::elf::ELFMAG {
+        return Err(ImageError::NotElf.into());
+    }
+    let mut data = Vec::new();
+    let length = usize::try_from(size).map_err(|_| NoAllocator::TooLarge { size })?;
+    data.resize(length, 0);
+    file.read_exact_at(&mut data, 0).map_err(unreadable)?;
+    Ok(data)
 }
 
 /// Finds the allocators in an ELF file: mostly one, two where a program links a prefixed one

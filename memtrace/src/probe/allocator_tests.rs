@@ -578,3 +578,21 @@ fn a_point_measures_the_internal_span_from_the_probe() {
         allocator.internal.end.cast_signed()
     );
 }
+
+#[test]
+fn files_are_judged_before_they_are_read() {
+    let open = |path: &str| find_in(&File::open(path).unwrap());
+    assert_eq!(
+        open("/usr/lib/x86_64-linux-gnu/libc.so.6").unwrap()[0].name,
+        "glibc"
+    );
+    assert_eq!(open("/dev/zero"), Err(ImageError::NotElf.into()));
+    assert_eq!(open("/tmp"), Err(ImageError::NotElf.into()));
+    assert_eq!(open("/etc/passwd"), Err(ImageError::NotElf.into()));
+    let huge = tempfile::tempfile().unwrap();
+    huge.set_len(LARGEST + 1).unwrap();
+    assert_eq!(
+        find_in(&huge),
+        Err(NoAllocator::TooLarge { size: LARGEST + 1 })
+    );
+}
