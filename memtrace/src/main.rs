@@ -1,5 +1,5 @@
 //! smoke
-use memtrace::probe::{object::*, points::*, fault::*, sideband::*, heap::*, tracefs::*, search};
+use memtrace::probe::{object::*, points::*, fault::*, sideband::*, heap::*, tracefs::*, libraries};
 use std::rc::Rc;
 fn main() {
     env_logger::init();
@@ -22,7 +22,7 @@ fn main() {
     o.trace(pid, now, true).unwrap(); s.begin(pid, now);
     f.follow(&o, pid, true).unwrap(); sb.follow(pid, true).unwrap(); h.follow(&o, pid, true).unwrap();
     eprintln!("followed {:?}", t0.elapsed());
-    let fl = search::files(std::path::Path::new(&a[0])); eprintln!("{fl:?} {:?} {:?}", h.probe_all(&mut o, &fl), t0.elapsed());
+    let fl = libraries::files(std::path::Path::new(&a[0])); eprintln!("{fl:?} {:?} {:?}", h.probe_all(&mut o, &fl), t0.elapsed());
     for s in &h.statuses { eprint!("{} ", s.name); }
     eprintln!();
     use std::io::Write; let t1=std::time::Instant::now(); ch.stdin.take().unwrap().write_all(b"\n").unwrap();

@@ -5,15 +5,15 @@
 //! so what enters that code from outside is probed. A function outside of it that only calls in
 //! (libstdc++'s operator new calls malloc) is not probed: it would count a block twice.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
-use memtrace_common::heap::Function;
+use memtrace_common::heap::{Function, Point};
 
 use super::{
-    flow,
-    image::{Binding, Image, ImageError, Symbol},
-    names::{self, Family, Known},
-    placement::{self, Placement, Surroundings},
+    candidate::families,
+    image::{Image, ImageError},
+    placement::Placement,
+    selection::Search,
 };
 
 /// An allocator inside an ELF file.
@@ -27,6 +27,23 @@ pub struct Allocator {
     pub internal: Range<u64>,
     /// Functions that hand out or resize blocks and are not probed: what they do is not seen.
     pub unseen: Vec<Unseen>,
+}
+
+impl Allocator {
+    /// What the kernel-side program is told of the entry probe of one of [`Self::functions`].
+    pub fn point(&self, function: &FoundFunction) -> Point {
+        let distance = function
+            .entry
+            .file_offset
+            .wrapping_sub(function.file_offset);
+        let ip = function.virtual_address.wrapping_add(distance);
+        Point {
+            function: function.function as u32,
+            pushed: function.entry.pushed,
+            internal_start: self.internal.start.wrapping_sub(ip).cast_signed(),
+            internal_end: self.internal.end.wrapping_sub(ip).cast_signed(),
+        }
+    }
 }
 
 /// A function to be probed.
@@ -56,7 +73,8 @@ pub enum Exit {
     /// A return probe may be put on it.
     ReturnProbe,
     /// An exception may pass through it, which a return probe turns into the program's end: probe
-    /// these `ret` instructions instead.
+    /// these `ret` instructions instead. They are single-stepped: about 13 times the price of an
+    /// emulated instruction.
     Instructions {
         /// Offsets into the file. A `ret` may be shared with other functions: a hit belongs to the
         /// call whose return address is at `[rsp]` and whose entry saw the same stack pointer.
@@ -85,12 +103,24 @@ pub struct Unseen {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoAllocator {
-    /// The file could not be read.
+    /// It is no ELF file of a kind that can be probed.
     #[error("{source}")]
     Image {
         /// What was wrong.
         #[from]
         source: ImageError,
+    },
+    /// The file could not be read.
+    #[error("cannot be read: {reason}")]
+    Unreadable {
+        /// What the system said.
+        reason: String,
+    },
+    /// The file is larger than [`LARGEST`].
+    #[error("larger than {} MiB", LARGEST >> 20)]
+    TooLarge {
+        /// Its size in bytes.
+        size: u64,
     },
     /// A static program without a symbol table: the allocator is inside, its names are not.
     #[error("symbols are stripped")]
@@ -101,6 +131,39 @@ pub enum NoAllocator {
         /// It has no full symbol table: an allocator of its own, beside a library's, would not show.
         stripped: bool,
     },
+}
+
+/// The largest file that is searched, in bytes; it is in memory while it is.
+pub const LARGEST: u64 = 512 << 20;
+
+/// [`find`] in an open file, from its first byte on whatever its position.
+///
+/// The file is read, not mapped: one that is cut short meanwhile gives an error, not a signal.
+pub fn find_in(file: &File) -> Result<Vec<Allocator>, NoAllocator> {
+    find(&contents(file)?)
+}
+
+fn contents(file: &File) -> Result<Vec<u8>, NoAllocator> {
+    let unreadable = |error: io::Error| NoAllocator::Unreadable {
+        reason: error.to_string(),
+    };
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(ImageError::NotElf.into());
+    }
+    let size = metadata.len();
+    if size > LARGEST {
+        return Err(NoAllocator::TooLarge { size });
+    }
+    let mut magic = [0; 4];
+    if file.read_at(&mut magic, 0).map_err(unreadable)? < 4 || magic != object::elf::ELFMAG {
+        return Err(ImageError::NotElf.into());
+    }
+    let mut data = Vec::new();
+    let length = usize::try_from(size).map_err(|_| NoAllocator::TooLarge { size })?;
+    data.resize(length, 0);
+    file.read_exact_at(&mut data, 0).map_err(unreadable)?;
+    Ok(data)
 }
 
 /// Finds the allocators in an ELF file: mostly one, two where a program links a prefixed one
@@ -126,369 +189,6 @@ pub fn find(data: &[u8]) -> Result<Vec<Allocator>, NoAllocator> {
         return Err(NoAllocator::Stripped);
     }
     Err(NoAllocator::NotDefined { stripped })
-}
-
-/// All names of one address.
-#[derive(Clone, Debug)]
-struct Candidate<'data> {
-    name: &'data str,
-    known: Known,
-    address: u64,
-    size: u64,
-    throws: bool,
-    indirect: bool,
-    family: Option<Family>,
-}
-
-impl<'data> Candidate<'data> {
-    fn new(symbol: &Symbol<'data>, known: Known) -> Self {
-        Self {
-            name: symbol.name,
-            known,
-            address: symbol.address,
-            size: symbol.size,
-            throws: known.throws,
-            indirect: symbol.indirect,
-            family: known.family,
-        }
-    }
-
-    /// Another name for the same address: a plain C name is better than a mangled or private one.
-    fn add(&mut self, symbol: &Symbol<'data>, known: Known) {
-        let rank = |name: &str, known: &Known| {
-            (
-                known.cpp,
-                known.alias,
-                known.family.is_some(),
-                name == "cfree",
-            )
-        };
-        if rank(symbol.name, &known) < rank(self.name, &self.known) {
-            self.name = symbol.name;
-            self.known = known;
-        }
-        self.size = self.size.max(symbol.size);
-        self.throws |= known.throws;
-        self.indirect |= symbol.indirect;
-        self.family = self.family.or(known.family);
-    }
-}
-
-/// The candidates of each allocator that has both something to allocate and something to free.
-fn families<'data>(image: &Image<'data>) -> BTreeMap<Family, Vec<Candidate<'data>>> {
-    let mut by_address: BTreeMap<u64, Candidate<'data>> = BTreeMap::new();
-    for symbol in image.symbols() {
-        let Some(known) = names::lookup(symbol.name) else {
-            continue;
-        };
-        by_address
-            .entry(symbol.address)
-            .and_modify(|candidate| candidate.add(symbol, known))
-            .or_insert_with(|| Candidate::new(symbol, known));
-    }
-    let plain = plain_family(image, &by_address);
-    let mut families: BTreeMap<Family, Vec<Candidate<'data>>> = BTreeMap::new();
-    for candidate in by_address.into_values() {
-        let family = candidate.family.unwrap_or(plain);
-        // musl's loader and C library keep their own blocks apart with these, malloc ends in them.
-        if !(family == Family::Musl && candidate.known.alias) {
-            families.entry(family).or_default().push(candidate);
-        }
-    }
-    families.retain(|_, candidates| {
-        let has = |function: &[Function]| {
-            candidates
-                .iter()
-                .any(|one| !one.known.cpp && function.contains(&one.known.function))
-        };
-        has(&[Function::Malloc, Function::AlignedNew]) && has(&[Function::Free])
-    });
-    families
-}
-
-/// Whose the functions without a prefix are.
-fn plain_family(image: &Image<'_>, candidates: &BTreeMap<u64, Candidate<'_>>) -> Family {
-    let malloc = candidates
-        .values()
-        .find(|candidate| candidate.name == "malloc");
-    if let Some(family) = malloc
-        .and_then(|candidate| candidate.family)
-        .or_else(|| library(image))
-    {
-        return family;
-    }
-    // A malloc that only jumps to a prefixed one is that one's.
-    let target = malloc
-        .and_then(|candidate| {
-            flow::forward(
-                image,
-                &(candidate.address..candidate.address + candidate.size),
-            )
-        })
-        .and_then(|target| candidates.get(&target));
-    if let Some(family) = target.and_then(|candidate| candidate.family) {
-        return family;
-    }
-    let defines = |name| image.defined(name).is_some();
-    if defines("mallocx") {
-        Family::Jemalloc
-    } else if [
-        "__libc_malloc_impl",
-        "__malloc_alloc_meta",
-        "__simple_malloc",
-        "__dls3",
-    ]
-    .into_iter()
-    .any(defines)
-    {
-        Family::Musl
-    } else if ["__libc_memalign", "__libc_calloc", "gnu_get_libc_version"]
-        .into_iter()
-        .any(defines)
-    {
-        Family::Glibc
-    } else {
-        Family::Unknown
-    }
-}
-
-/// The allocator that a shared library is, going by its soname.
-fn library(image: &Image<'_>) -> Option<Family> {
-    let soname = image.soname()?;
-    [
-        ("libjemalloc", Family::Jemalloc),
-        ("libtcmalloc", Family::Tcmalloc),
-        ("libmimalloc", Family::Mimalloc),
-    ]
-    .into_iter()
-    .find(|(prefix, _)| soname.starts_with(prefix))
-    .map(|(_, family)| family)
-}
-
-struct Search<'a, 'data> {
-    image: &'a Image<'data>,
-    family: Family,
-}
-
-impl Search<'_, '_> {
-    fn allocator(&self, candidates: &[Candidate<'_>]) -> Allocator {
-        let internal = self.internal(candidates);
-        let mut unseen = self.left_out();
-        let (callable, resolvers): (Vec<_>, Vec<_>) =
-            candidates.iter().partition(|candidate| !candidate.indirect);
-        unseen.extend(resolvers.iter().map(|candidate| Unseen {
-            name: candidate.name.to_owned(),
-            reason: "chosen at load time (IFUNC)".to_owned(),
-        }));
-        let wanted: Vec<_> = callable
-            .iter()
-            .copied()
-            .filter(|candidate| self.is_entry(candidate, &callable, &internal))
-            .collect();
-        let entries: Vec<u64> = wanted.iter().map(|candidate| candidate.address).collect();
-        let addresses: Vec<u64> = self
-            .image
-            .symbols()
-            .iter()
-            .map(|symbol| symbol.address)
-            .collect();
-        let functions = wanted
-            .iter()
-            .filter(|candidate| !self.is_forwarder(candidate, &entries))
-            .filter_map(|candidate| self.function(candidate, &addresses))
-            .collect();
-        Allocator {
-            name: self.family.name(),
-            functions,
-            internal,
-            unseen,
-        }
-    }
-
-    /// operator new and delete count only where they are the allocator's own.
-    fn is_entry(
-        &self,
-        candidate: &Candidate<'_>,
-        all: &[&Candidate<'_>],
-        internal: &Range<u64>,
-    ) -> bool {
-        if !candidate.known.cpp || internal.contains(&candidate.address) {
-            return true;
-        }
-        if matches!(self.family, Family::Glibc | Family::Musl | Family::Unknown) {
-            return false;
-        }
-        let calls = flow::callees(self.image, &self.bounds(candidate));
-        !all.iter()
-            .any(|other| !other.known.cpp && calls.contains(&other.address))
-    }
-
-    /// A jump to another probed function: that one sees the call just as the program made it.
-    fn is_forwarder(&self, candidate: &Candidate<'_>, entries: &[u64]) -> bool {
-        self.image.is_x86_64()
-            && flow::forward(self.image, &self.bounds(candidate))
-                .is_some_and(|target| entries.contains(&target))
-    }
-
-    fn function(&self, candidate: &Candidate<'_>, entries: &[u64]) -> Option<FoundFunction> {
-        let bounds = self.bounds(candidate);
-        let file_offset = self.image.file_offset(candidate.address)?;
-        self.image.executable_segment(candidate.address)?;
-        Some(FoundFunction {
-            name: candidate.name.to_owned(),
-            function: candidate.known.function,
-            file_offset,
-            virtual_address: candidate.address,
-            size: bounds.end - bounds.start,
-            entry: self.entry(candidate, &bounds, file_offset, entries),
-            exit: self.exit(candidate, &bounds),
-        })
-    }
-
-    fn entry(
-        &self,
-        candidate: &Candidate<'_>,
-        bounds: &Range<u64>,
-        file_offset: u64,
-        entries: &[u64],
-    ) -> Placement {
-        let first = Placement {
-            file_offset,
-            pushed: 0,
-            emulated: false,
-        };
-        if !self.image.is_x86_64() {
-            return first;
-        }
-        let Some(code) = self.image.code(bounds) else {
-            return first;
-        };
-        let pieces = flow::fragments(self.image, bounds);
-        let fragments: Vec<_> = pieces
-            .iter()
-            .filter_map(|piece| Some((piece.start, self.image.code(piece)?)))
-            .collect();
-        let around = Surroundings {
-            code,
-            address: bounds.start,
-            fragments: &fragments,
-            entries,
-        };
-        let choice = placement::choose(candidate.known.function, &around);
-        Placement {
-            file_offset: file_offset + choice.offset,
-            pushed: choice.pushed,
-            emulated: choice.emulated,
-        }
-    }
-
-    fn exit(&self, candidate: &Candidate<'_>, bounds: &Range<u64>) -> Exit {
-        if candidate.known.function == Function::Free {
-            return Exit::None;
-        }
-        if !candidate.throws {
-            return Exit::ReturnProbe;
-        }
-        if !self.image.is_x86_64() {
-            return Exit::Unknown {
-                reason: "its returns are found on x86-64 only".to_owned(),
-            };
-        }
-        let returns = flow::returns(self.image, bounds);
-        let file_offsets: Vec<u64> = returns
-            .addresses
-            .iter()
-            .filter_map(|&address| self.image.file_offset(address))
-            .collect();
-        if file_offsets.is_empty() {
-            let reason = returns
-                .incomplete
-                .unwrap_or_else(|| "no return instruction was found".to_owned());
-            return Exit::Unknown { reason };
-        }
-        Exit::Instructions {
-            file_offsets,
-            incomplete: returns.incomplete,
-        }
-    }
-
-    /// The whole function; just its address where no table tells where it ends.
-    fn bounds(&self, candidate: &Candidate<'_>) -> Range<u64> {
-        let start = candidate.address;
-        if candidate.size > 0 {
-            return start..start.saturating_add(candidate.size);
-        }
-        self.image
-            .bounds(start)
-            .filter(|bounds| bounds.start == start)
-            .unwrap_or(start..start)
-    }
-
-    fn left_out(&self) -> Vec<Unseen> {
-        let families = [Family::Jemalloc, Family::Tcmalloc, Family::Mimalloc];
-        if !families.contains(&self.family) {
-            return Vec::new();
-        }
-        self.image
-            .symbols()
-            .iter()
-            .filter_map(|symbol| Some((symbol, names::left_out(symbol.name)?)))
-            .map(|(symbol, reason)| Unseen {
-                name: symbol.name.to_owned(),
-                reason: reason.to_owned(),
-            })
-            .collect()
-    }
-
-    /// A library that is nothing but the allocator is internal as a whole. Elsewhere it is the run of
-    /// the allocator's own functions around malloc, up to the nearest global function that is not.
-    fn internal(&self, candidates: &[Candidate<'_>]) -> Range<u64> {
-        let c = || {
-            candidates
-                .iter()
-                .filter(|candidate| !candidate.known.cpp && !candidate.indirect)
-        };
-        let Some(middle) = c()
-            .find(|one| one.known.function == Function::Malloc)
-            .or_else(|| c().next())
-        else {
-            return 0..0;
-        };
-        if library(self.image) == Some(self.family)
-            && let Some(segment) = self.image.executable_segment(middle.address)
-        {
-            return segment;
-        }
-        let symbols = self.image.symbols();
-        let at = symbols.partition_point(|symbol| symbol.address < middle.address);
-        let below = self
-            .run(symbols[..at].iter().rev())
-            .map(|symbol| symbol.address)
-            .min();
-        let above = self
-            .run(symbols[at..].iter())
-            .map(|symbol| symbol.address.saturating_add(symbol.size))
-            .max();
-        let end = middle.address.saturating_add(middle.size);
-        below.unwrap_or(middle.address)..above.unwrap_or(end).max(end)
-    }
-
-    /// The family's own among the functions up to the first foreign one. Local and weak symbols
-    /// may be anyone's (static helpers, aliases, template instantiations), and so may operators.
-    fn run<'s, 'data: 's>(
-        &self,
-        symbols: impl Iterator<Item = &'s Symbol<'data>>,
-    ) -> impl Iterator<Item = &'s Symbol<'data>> {
-        let family = self.family;
-        let foreign = move |symbol: &Symbol<'_>| {
-            symbol.binding == Binding::Global
-                && !family.owns(symbol.name)
-                && names::lookup(symbol.name).is_none()
-        };
-        symbols
-            .take_while(move |symbol| !foreign(symbol))
-            .filter(move |symbol| family.owns(symbol.name))
-    }
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub struct Image<'data> {
     segments: Vec<Segment>,
     symbols: Vec<Symbol<'data>>,
     plt_sections: Vec<Range<u64>>,
-    slots: HashMap<u64, &'data str>,
+    slots: OnceCell<HashMap<u64, &'data str>>,
     frames: OnceCell<Vec<Range<u64>>>,
 }
 
@@ -103,7 +103,7 @@ impl<'data> Image<'data> {
             segments,
             symbols: Vec::new(),
             plt_sections: plt_sections(&elf),
-            slots: slots(&elf),
+            slots: OnceCell::new(),
             frames: OnceCell::new(),
             elf,
         };
@@ -160,13 +160,6 @@ impl<'data> Image<'data> {
         let length = usize::try_from(header.p_filesz(endian)).ok()?;
         let bytes = self.data.get(start..start.checked_add(length)?)?;
         std::str::from_utf8(bytes.split(|&byte| byte == 0).next()?).ok()
-    }
-
-    /// Whether a dynamic symbol of this name is imported or exported.
-    pub fn mentions(&self, name: &str) -> bool {
-        self.elf
-            .dynamic_symbols()
-            .any(|symbol| symbol.name() == Ok(name))
     }
 
     /// Where a virtual address is in the file; `None` outside what the file holds.
@@ -231,7 +224,10 @@ impl<'data> Image<'data> {
 
     /// The symbol that is bound to a slot of the global offset table.
     pub fn slot(&self, address: u64) -> Option<&'data str> {
-        self.slots.get(&address).copied()
+        self.slots
+            .get_or_init(|| slots(&self.elf))
+            .get(&address)
+            .copied()
     }
 
     /// The function this file itself defines under a name.

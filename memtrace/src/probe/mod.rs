@@ -5,18 +5,20 @@
 
 pub mod allocator;
 pub mod btf;
+mod candidate;
 pub mod error;
 pub mod fault;
 pub mod flow;
 pub mod heap;
 pub mod image;
+pub mod libraries;
 pub mod names;
 pub mod object;
 pub mod perf;
 pub mod placement;
 mod plan;
 pub mod points;
-pub mod search;
+mod selection;
 pub mod sideband;
 pub mod tracefs;
 

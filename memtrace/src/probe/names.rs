@@ -176,6 +176,7 @@ pub fn left_out(name: &str) -> Option<&'static str> {
         "xallocx" => Some("resizes in place and returns a size, not a block"),
         "reallocarr" => Some("returns the block through its first argument"),
         "expand" if bare.is_some() => Some("resizes in place"),
+        "strdup" | "strndup" | "realpath" if bare.is_some() => Some("takes no size"),
         name if name.starts_with("smallocx_") => Some("returns the block in a structure"),
         name if bare.is_some()
             && name.starts_with("heap_")
