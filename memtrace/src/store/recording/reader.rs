@@ -24,10 +24,16 @@ use super::{
 };
 use crate::event::Event;
 
+/// Bytes asked of the system at once.
+const SOURCE_BYTES: usize = 64 * 1024;
+
+/// A file, or what a test puts in its place.
+type Source = BufReader<Box<dyn Read + Send>>;
+
 /// Reads a recording, a batch at a time.
 pub struct Reader {
     path: PathBuf,
-    source: BufReader<File>,
+    source: Source,
     /// Where the next message begins.
     offset: u64,
     size: u64,
@@ -57,9 +63,17 @@ impl Reader {
             cause,
         })?;
         let size = file.metadata().map_or(0, |metadata| metadata.len());
+        Self::from_source(path, Box::new(file), size)
+    }
+
+    pub(super) fn from_source(
+        path: PathBuf,
+        source: Box<dyn Read + Send>,
+        size: u64,
+    ) -> Result<Self, ReadError> {
         let mut reader = Self {
             path,
-            source: BufReader::with_capacity(256 * 1024, file),
+            source: BufReader::with_capacity(SOURCE_BYTES, source),
             offset: 0,
             size,
             schema: Arc::new(Schema::empty()),

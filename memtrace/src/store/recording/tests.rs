@@ -1,5 +1,6 @@
 use std::{
     fs::{self, File, OpenOptions},
+    io::Cursor,
     path::{Path, PathBuf},
 };
 
@@ -21,12 +22,6 @@ impl Scratch {
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
-
-    fn put(&self, bytes: &[u8]) -> PathBuf {
-        let path = self.path("altered");
-        fs::write(&path, bytes).unwrap();
-        path
-    }
 }
 
 /// Writes batches; returns the file's bytes and where each batch ends.
@@ -46,7 +41,20 @@ fn record(path: &Path, batches: &[Vec<Event>]) -> (Vec<u8>, Vec<u64>) {
 
 /// All events up to the end or the first error, and whether it was truncated.
 fn replay(path: &Path) -> (Vec<Event>, Result<bool, ReadError>) {
-    let mut reader = match Reader::open(path) {
+    drain(Reader::open(path))
+}
+
+/// The same for a recording in memory.
+fn replay_bytes(bytes: &[u8]) -> (Vec<Event>, Result<bool, ReadError>) {
+    drain(Reader::from_source(
+        "altered".into(),
+        Box::new(Cursor::new(bytes.to_vec())),
+        bytes.len() as u64,
+    ))
+}
+
+fn drain(reader: Result<Reader, ReadError>) -> (Vec<Event>, Result<bool, ReadError>) {
+    let mut reader = match reader {
         Ok(reader) => reader,
         Err(error) => return (Vec::new(), Err(error)),
     };
@@ -67,7 +75,7 @@ fn replay(path: &Path) -> (Vec<Event>, Result<bool, ReadError>) {
 }
 
 fn small() -> Vec<Vec<Event>> {
-    every_kind().chunks(30).map(<[Event]>::to_vec).collect()
+    every_kind().chunks(45).map(<[Event]>::to_vec).collect()
 }
 
 #[test]
@@ -128,7 +136,7 @@ fn every_prefix_opens_up_to_the_cut() {
     let (bytes, ends) = record(&scratch.path("whole"), &batches);
     let events = batches.concat();
     for length in 0..bytes.len() {
-        let (read, end) = replay(&scratch.put(&bytes[..length]));
+        let (read, end) = replay_bytes(&bytes[..length]);
         assert!(end.unwrap(), "cut at {length}");
         let whole = ends.iter().filter(|end| **end <= length as u64).count();
         let count: usize = batches[..whole].iter().map(Vec::len).sum();
@@ -171,12 +179,12 @@ fn prefixes_of_a_large_recording_hold_all_whole_batches() {
 fn every_byte_changed_is_an_error_or_a_cut() {
     let scratch = Scratch::new();
     let (bytes, _) = record(&scratch.path("whole"), &small());
-    let events = every_kind();
-    for at in 0..bytes.len() {
-        for pattern in [0x01, 0x80, 0xFF] {
+    let (bytes, events) = (&bytes, &every_kind());
+    let alter = |at: usize| {
+        for pattern in [1 << (at % 8), 0x80 >> (at % 7), 0xFF] {
             let mut altered = bytes.clone();
             altered[at] ^= pattern;
-            let (read, end) = replay(&scratch.put(&altered));
+            let (read, end) = replay_bytes(&altered);
             assert!(
                 read == events[..read.len()],
                 "wrong events with byte {at} changed"
@@ -186,7 +194,12 @@ fn every_byte_changed_is_an_error_or_a_cut() {
                 "byte {at} changed, and nobody noticed"
             );
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for start in 0..4 {
+            scope.spawn(move || (start..bytes.len()).step_by(4).for_each(alter));
+        }
+    });
 }
 
 /// Where each message begins, with the lengths of its metadata and body.
@@ -231,7 +244,7 @@ fn forged_messages_never_panic_nor_take_much_memory() {
         if random.below(4) == 0 {
             altered[random.below(bytes.len() as u64) as usize] = random.next() as u8;
         }
-        let _ = replay(&scratch.put(&forge(&altered, &frames)));
+        let _ = replay_bytes(&forge(&altered, &frames));
     }
     std::panic::set_hook(hook);
     let peak = peak_memory();
@@ -271,7 +284,7 @@ fn garbage_is_refused() {
             }
             _ => {}
         }
-        let _ = replay(&scratch.put(&garbage));
+        let _ = replay_bytes(&garbage);
     }
 }
 
@@ -289,7 +302,7 @@ fn other_files_are_named_for_what_they_are() {
         .finish()
         .unwrap();
     for other in [&b"#!/bin/sh\n"[..], b"ARROW1\0\0", b"P", &arrow] {
-        let (_, end) = replay(&scratch.put(other));
+        let (_, end) = replay_bytes(other);
         let error = end.unwrap_err();
         assert!(matches!(error, ReadError::NotARecording { .. }), "{error}");
         assert!(!error.to_string().contains('\n'));
@@ -315,9 +328,7 @@ fn a_newer_format_is_refused() {
         if bytes[at] == b'1' && bytes[at - 4..at] == [1, 0, 0, 0] {
             let mut altered = bytes.clone();
             altered[at] = b'7';
-            let error = replay(&scratch.put(&forge(&altered, &frames)))
-                .1
-                .unwrap_err();
+            let error = replay_bytes(&forge(&altered, &frames)).1.unwrap_err();
             assert!(
                 matches!(
                     error,
