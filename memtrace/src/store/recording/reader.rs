@@ -271,8 +271,8 @@ impl Reader {
 }
 
 /// Calls Arrow on a message whose checksums and sizes are right. What a checksum lets pass is made
-/// on purpose; Arrow reports most of that and panics on some (a list whose offsets fall, a node that
-/// is longer than its buffers): the panic becomes an error, and nothing is decoded after it.
+/// on purpose; Arrow reports most of that and panics on the rest (offsets of a list in a buffer that
+/// is no multiple of their size, say): the panic becomes an error, and nothing is decoded after it.
 fn guard<T>(decode: impl FnOnce() -> Result<T, ArrowError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(Ok(decoded)) => Ok(decoded),
