@@ -10,7 +10,7 @@
 //!   mark was cut: all its whole batches are read, and [`Reader::truncated`] says so.
 //!
 //! A recording may come from anywhere, and is believed in nothing: each message carries checksums
-//! that other tools take for padding ([`frame`]), lengths are compared with fixed limits before
+//! that other tools take for padding (`frame.rs`), lengths are compared with fixed limits before
 //! memory is reserved, and a row that makes no sense is an error that names its batch.
 //!
 //! Not here: when to flush (the live path knows), and what an event means (the model knows).
