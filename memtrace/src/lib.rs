@@ -16,5 +16,6 @@ pub mod probe;
 pub mod report;
 pub mod seed;
 pub mod stack;
+pub mod store;
 pub mod stream;
 pub mod units;

@@ -1,0 +1,51 @@
+//! Recordings: [`Event`](crate::event::Event)s on disk, readable by any Arrow implementation.
+//!
+//! A recording is an Arrow IPC *stream*: a schema, then record batches, each compressed with zstd,
+//! then an end mark. docs/RECORDING.md documents the columns; this module is the only place that
+//! knows them.
+//!
+//! - [`Writer`] collects events and writes them a batch at a time. The caller says when what was
+//!   collected must be on disk ([`Writer::flush`]); what was flushed survives whatever follows.
+//! - [`Reader`] gives the same events back with one batch in memory. A recording without its end
+//!   mark was cut: all its whole batches are read, and [`Reader::truncated`] says so.
+//!
+//! A recording may come from anywhere, and is believed in nothing: each message carries checksums
+//! that other tools take for padding (`frame.rs`), lengths are compared with fixed limits before
+//! memory is reserved, and a row that makes no sense is an error that names its batch.
+//!
+//! Not here: when to flush (the live path knows), and what an event means (the model knows).
+
+mod decode;
+mod detail;
+mod encode;
+mod error;
+mod frame;
+mod reader;
+mod schema;
+mod writer;
+
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ReadError, WriteError};
+pub use reader::Reader;
+pub use schema::FORMAT_VERSION;
+pub use writer::Writer;
+
+/// Rows of a batch at most.
+const BATCH_ROWS: usize = 64 * 1024;
+
+/// A batch ends when its lists and texts exceed this, in bytes.
+const BATCH_VARIABLE_BYTES: usize = 8 << 20;
+
+/// Lists and texts of one event at most, in bytes. Only the resident pages of a huge and scattered
+/// mapping come near.
+const EVENT_BYTES: usize = 64 << 20;
+
+/// A decompressed batch at most: a full batch, and one event of the largest size on top.
+const DECOMPRESSED_BYTES: usize = 96 << 20;
+
+// The fixed-width columns take less than 160 bytes a row.
+const _: () = assert!(BATCH_ROWS * 160 + BATCH_VARIABLE_BYTES + EVENT_BYTES <= DECOMPRESSED_BYTES);
