@@ -46,13 +46,13 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     );
     if !available() {
         bail!(
-            "{} are needed {why}, and there is no apt-get here to install them",
+            "{} needed {why}, and there is no apt-get here to install them",
             listed(packages)
         );
     }
     let Some(root) = Root::reach() else {
         bail!(
-            "{} are needed {why}: run this as root: {by_hand}",
+            "{} needed {why}: run this as root: {by_hand}",
             listed(packages)
         );
     };
@@ -126,7 +126,10 @@ fn lists_are_empty() -> bool {
 }
 
 fn listed(packages: &[&str]) -> String {
-    format!("the packages {}", packages.join(", "))
+    match packages {
+        [package] => format!("the package {package} is"),
+        _ => format!("the packages {} are", packages.join(", ")),
+    }
 }
 
 /// How to become root.

@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{
     command::{answer, cargo, find, say},
@@ -71,7 +71,7 @@ impl Toolchain {
             bail!("no toolchain here can compile the BPF programs: run `{NIGHTLY}`");
         }
         packages::install(&DEBIAN_PACKAGES, "to compile the BPF programs")
-            .with_context(|| format!("no toolchain for the BPF programs; `{NIGHTLY}` also does"))?;
+            .map_err(|error| anyhow!("{error:#} (or, with rustup: {NIGHTLY})"))?;
         Self::installed(Kind::Debian).with_context(|| {
             format!(
                 "{DEBIAN_RUSTC} is not Rust {}.{} or later with the sources of core, although {} \
