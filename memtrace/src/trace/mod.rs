@@ -1,7 +1,8 @@
 //! One trace, live: probes, stream, model and recording wired together.
 
-pub mod launch;
 mod heap_watch;
+pub mod launch;
+mod modules;
 mod session;
 
-pub use session::{Options, Session};
+pub use session::{Finished, Options, Session};

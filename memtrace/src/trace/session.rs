@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use super::heap_watch::HeapWatch;
+use super::{heap_watch::HeapWatch, modules::Modules};
 use crate::{
     event::{Event, EventKind, Machine, Pid},
     model::{Limits, Model},
@@ -16,12 +16,12 @@ use crate::{
         fault::FaultProbes,
         heap::HeapProbes,
         object::{LoadOptions, Logger, Object},
-        points::{KernelPoints, Status},
+        points::{self, Status},
         sideband::Sideband,
         tracefs::Tracefs,
     },
     seed,
-    stack::symbolize::{ProcessModules, Symbolizer},
+    stack::symbolize::{Blaze, Frame, Process, Symbolizer as _},
     store::recording::{WriteError, Writer},
     stream::Stream,
 };
@@ -51,11 +51,10 @@ pub struct Session {
     heap: HeapWatch,
     sideband: Sideband,
     faults: FaultProbes,
-    _kernel: KernelPoints,
     object: Object,
     logger: Option<Logger>,
     cgroups: HashMap<Pid, Box<str>>,
-    symbolizer: Symbolizer,
+    modules: Modules,
     batch: Vec<Event>,
 }
 
@@ -72,8 +71,7 @@ impl Session {
         let mut object = Object::load(&options.load)?;
         let stream = Stream::new(object.take_ring()?);
         let logger = object.logger();
-        let kernel = KernelPoints::attach(&object, &tracefs)?;
-        let faults = FaultProbes::attach(&mut object);
+        let statuses = points::attach(&mut object)?;
         let heap = HeapWatch::new(options.heap.then(|| HeapProbes::new(tracefs)));
         let mut session = Self {
             options,
@@ -83,31 +81,26 @@ impl Session {
             recording_failure: None,
             heap,
             sideband: Sideband::new()?,
-            faults,
-            _kernel: kernel,
+            faults: FaultProbes::default(),
             object,
             logger,
             cgroups: HashMap::new(),
-            symbolizer: Symbolizer::new(),
+            modules: Modules::default(),
             batch: Vec::new(),
         };
         session.consume(machine());
-        let statuses = session._kernel.statuses.clone();
-        session.tell(&statuses);
-        let statuses = session.faults.statuses.clone();
         session.tell(&statuses);
         Ok(session)
     }
 
     /// Traces a process that is held before its exec. `files` is what it will map.
-    pub fn trace_held(&mut self, pid: Pid, parent: Pid, files: &[PathBuf]) -> Result<(), Error> {
+    pub fn trace_held(&mut self, pid: Pid, files: &[PathBuf]) -> Result<(), Error> {
         let start_ns = seed::now_ns();
         self.object.trace(pid, start_ns, self.options.follow)?;
         self.stream.begin(pid, start_ns);
         self.follow(pid)?;
         self.heap.prepare(&mut self.object, files)?;
         self.identify(pid, start_ns, false);
-        log::debug!("tracing pid {pid}, child of {parent}");
         Ok(())
     }
 
@@ -220,8 +213,8 @@ impl Session {
         for event in events {
             self.handle(event);
         }
-        let heap = self.heap.statuses();
-        self.tell(&heap);
+        let statuses = [self.faults.statuses(), self.heap.statuses()].concat();
+        self.tell(&statuses);
         self.symbolize();
         let end = EventKind::End;
         self.consume(Event { time_ns: seed::now_ns(), pid: 0, tid: 0, kind: end });
@@ -235,11 +228,14 @@ impl Session {
 
     /// Names the frames of every site that is in the report.
     fn symbolize(&mut self) {
-        for process in self.model.processes_to_symbolize() {
-            let modules = ProcessModules { pid: process.pid, mappings: &process.mappings };
-            for symbol in self.symbolizer.symbolize(&modules, &process.addresses) {
+        let mut symbolizer = Blaze::default();
+        let time_ns = seed::now_ns();
+        for (pid, addresses) in self.model.addresses_to_symbolize() {
+            let process = Process { pid: Some(pid), mappings: self.modules.of(pid) };
+            let frames: Vec<Frame> = addresses.into_iter().map(Frame::caller).collect();
+            for symbol in symbolizer.symbolize(&process, &frames) {
                 let kind = EventKind::Symbol(Box::new(symbol));
-                self.consume(Event { time_ns: process.time_ns, pid: process.pid, tid: 0, kind });
+                self.consume(Event { time_ns, pid, tid: 0, kind });
             }
         }
     }
@@ -270,6 +266,7 @@ impl Session {
     }
 
     fn handle(&mut self, event: Event) {
+        self.modules.note(&event);
         match &event.kind {
             EventKind::Exec { .. } => {
                 let (pid, time_ns) = (event.pid, event.time_ns);

@@ -115,6 +115,7 @@ enum Detail {
     HeapProbes {
         allocator: Box<str>,
         unavailable: Option<Box<str>>,
+        late: bool,
     },
     Symbol(#[serde(with = "symbol")] Box<Symbol>),
     Counted {

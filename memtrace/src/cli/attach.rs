@@ -1,0 +1,124 @@
+//! `memtrace attach`: trace running processes for a while, then report.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::{
+    complain, log_level,
+    output::{Place, ReportOptions},
+    run::{DRAIN, TICK, wake},
+    signals::Signals,
+    status,
+};
+use crate::{
+    probe::object::LoadOptions,
+    store::recording::Writer,
+    trace::{Options, Session},
+    units,
+};
+
+/// Options of `run` and `attach`.
+#[derive(Args)]
+pub struct TraceOptions {
+    /// Record the events to a file, for `memtrace report --from`.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Leave children untraced.
+    #[arg(long)]
+    no_follow: bool,
+    /// No heap probes: mappings and faults only.
+    #[arg(long)]
+    pub no_heap: bool,
+    /// Count allocations without their stacks.
+    #[arg(long)]
+    no_stacks: bool,
+    #[command(flatten)]
+    pub report: ReportOptions,
+}
+
+impl TraceOptions {
+    /// What the session is to do.
+    pub fn options(&self, verbose: u8) -> Options {
+        let log_level = log_level(verbose);
+        let load = LoadOptions { stacks: !self.no_stacks, log_level, ..LoadOptions::default() };
+        Options { follow: !self.no_follow, heap: !self.no_heap, load }
+    }
+
+    /// The recording, if one was asked for.
+    pub fn recording(&self) -> Result<Option<Writer>> {
+        Ok(self.output.as_deref().map(Writer::create).transpose()?)
+    }
+}
+
+/// Arguments of `attach`.
+#[derive(Args)]
+pub struct Attach {
+    /// A process; may be given several times.
+    #[arg(short, long = "pid", required = true, value_name = "PID")]
+    pids: Vec<u32>,
+    /// How long: 500ms, 30s, 5m. Without it, until Ctrl-C.
+    #[arg(long, value_parser = units::parse_duration)]
+    duration: Option<Duration>,
+    #[command(flatten)]
+    trace: TraceOptions,
+}
+
+impl Attach {
+    /// Traces until told to stop, until the time is over or until every process has ended.
+    pub fn execute(self, verbose: u8) -> Result<u8> {
+        let output = self.trace.report.clone().check(Place::Stdout)?;
+        let mut session = Session::new(self.trace.options(verbose), self.trace.recording()?)?;
+        for &pid in &self.pids {
+            session.trace_running(pid)?;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(follow(&mut session, self.duration))?;
+        drop(runtime);
+        let finished = session.finish();
+        let gate = output.write(finished.model.document())?;
+        match finished.recording_failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok(gate),
+        }
+    }
+}
+
+async fn follow(session: &mut Session, duration: Option<Duration>) -> Result<u8> {
+    let mut signals = Signals::new().context("cannot take signals over")?;
+    let wake = wake(session)?;
+    let mut drain = interval(DRAIN);
+    drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = interval(TICK);
+    let end = duration.map(|duration| Instant::now() + duration);
+    complain("tracing; Ctrl-C ends it and reports");
+    loop {
+        tokio::select! {
+            ready = wake.readable() => ready?.clear_ready(),
+            _ = drain.tick() => {}
+            _ = tick.tick() => session.tick(),
+            () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => break,
+            _ = signals.next() => break,
+        }
+        session.drain();
+        for failure in session.take_failures() {
+            complain(&failure);
+        }
+        if session.all_ended() {
+            break;
+        }
+    }
+    // From here on a second Ctrl-C ends memtrace as it ends any program.
+    default_interrupt();
+    Ok(status::DONE)
+}
+
+fn default_interrupt() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: restores a default action; no handler of ours is run any more.
+    if let Err(error) = unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) } {
+        log::debug!("SIGINT keeps its handler: {error}");
+    }
+}

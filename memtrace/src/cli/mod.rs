@@ -1,0 +1,105 @@
+//! The command line: arguments as typed, checked and handed over; a file per subcommand.
+
+mod attach;
+mod diff;
+mod doctor;
+mod explain;
+mod output;
+mod report;
+mod run;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A system memory tracer: reserved against touched memory, leaks and page-fault latency of any process.
+#[derive(Parser)]
+#[command(name = "memtrace", version, about, arg_required_else_help = true)]
+struct Arguments {
+    /// Say more: -v what is probed, -vv what the probes say.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Launch a command, trace it from its first instruction, report at its end.
+    Run(run::Run),
+    /// Trace running processes until Ctrl-C or the duration ends it, then report.
+    Attach(attach::Attach),
+    /// Report from a recording.
+    Report(report::Report),
+    /// Compare two recordings.
+    Diff(diff::Diff),
+    /// Explain a word of a report and what to do about it.
+    Explain(explain::Explain),
+    /// Say what this machine can and cannot do, and how to change it.
+    Doctor(doctor::Doctor),
+}
+
+/// Exit statuses of the contract.
+mod status {
+    /// Done.
+    pub const DONE: u8 = 0;
+    /// memtrace failed.
+    pub const FAILED: u8 = 1;
+    /// A condition of `--fail-on` was exceeded.
+    pub const EXCEEDED: u8 = 3;
+    /// `run`: memtrace itself failed.
+    pub const RUN_FAILED: u8 = 125;
+    /// `run`: the command cannot be executed.
+    pub const NOT_EXECUTABLE: u8 = 126;
+    /// `run`: the command is not found.
+    pub const NOT_FOUND: u8 = 127;
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let Arguments { verbose, command } = Arguments::parse();
+    log_to_stderr(verbose);
+    let failed = if matches!(command, Command::Run(_)) { status::RUN_FAILED } else { status::FAILED };
+    let done = match command {
+        Command::Run(run) => run.execute(verbose),
+        Command::Attach(attach) => attach.execute(verbose),
+        Command::Report(report) => report.execute(),
+        Command::Diff(diff) => diff.execute(),
+        Command::Explain(explain) => explain.execute(),
+        Command::Doctor(doctor) => doctor.execute(),
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::from(failed)
+        }
+    }
+}
+
+/// One line for a person. A closed stderr is nobody to tell.
+fn complain(message: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "memtrace: {message}");
+}
+
+/// The level of memtrace's own messages, and of its programs'.
+fn log_level(verbose: u8) -> log::LevelFilter {
+    match verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        _ => log::LevelFilter::Debug,
+    }
+}
+
+fn log_to_stderr(verbose: u8) {
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Error)
+        .filter_module("memtrace", log_level(verbose))
+        .format(|out, record| {
+            use std::io::Write as _;
+            writeln!(out, "memtrace: {}", record.args())
+        })
+        .init();
+}

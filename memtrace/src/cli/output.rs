@@ -1,0 +1,177 @@
+//! From a document to what a person or a script reads: filters, gates, formats and places.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, IsTerminal as _, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use super::{complain, status};
+use crate::{
+    export,
+    report::{
+        self, Style,
+        document::Document,
+        gate::{self, Condition},
+        suppress::{self, Suppressions},
+    },
+    units,
+};
+
+/// Options of everything that ends in a report.
+#[derive(Args, Clone, Debug)]
+pub struct ReportOptions {
+    /// Reports, separated by commas: summary, leaks, lazy, faults, timeline, layout.
+    #[arg(long = "report", value_name = "KIND", value_delimiter = ',', value_parser = known_report)]
+    kinds: Vec<String>,
+    /// text, json (indented) or json-line.
+    #[arg(long, default_value = "text", value_parser = known_format)]
+    format: String,
+    /// Write the report to a file.
+    #[arg(long, value_name = "FILE")]
+    report_file: Option<PathBuf>,
+    /// Leave out allocation sites whose oldest block is younger.
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    min_age: Option<Duration>,
+    /// Leave out allocation sites that a file of suppressions names.
+    #[arg(long, value_name = "FILE")]
+    suppressions: Option<PathBuf>,
+    /// Exit with 3 when exceeded: leaked-bytes=64KiB,leaked-blocks=10, …
+    #[arg(long, value_name = "CONDITIONS")]
+    fail_on: Option<String>,
+    /// Count only leaks beyond those of an earlier recording.
+    #[arg(long, value_name = "RECORDING", requires = "fail_on")]
+    baseline: Option<PathBuf>,
+}
+
+fn known_report(name: &str) -> Result<String, report::UnknownReport> {
+    report::by_name(name).map(|report| report.name().to_owned())
+}
+
+fn known_format(name: &str) -> Result<String, String> {
+    let known: Vec<&str> = ["text"].into_iter().chain(export::ALL.iter().map(|one| one.name())).collect();
+    if known.contains(&name) { Ok(name.to_owned()) } else { Err(format!("there are {}", known.join(", "))) }
+}
+
+/// Where a report goes without `--report-file`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// `run`: stdout is the command's.
+    Stderr,
+    /// Everything else.
+    Stdout,
+}
+
+/// Checked options, with what they name read: a mistake shows before anything is traced.
+pub struct Output {
+    options: ReportOptions,
+    place: Place,
+    suppressions: Suppressions,
+    conditions: Vec<Condition>,
+    baseline: Option<Document>,
+}
+
+impl ReportOptions {
+    /// Reads the files that the options name and opens the file that the report goes to.
+    pub fn check(self, place: Place) -> Result<Output> {
+        let suppressions = match &self.suppressions {
+            Some(path) => suppressions(path)?,
+            None => Suppressions::default(),
+        };
+        let conditions = match &self.fail_on {
+            Some(text) => gate::parse(text).map_err(usage)?,
+            None => Vec::new(),
+        };
+        let mut output = Output { place, suppressions, conditions, baseline: None, options: self };
+        if let Some(path) = output.options.baseline.clone() {
+            let mut baseline = super::report::read(&path)?;
+            output.filter(&mut baseline);
+            output.baseline = Some(baseline);
+        }
+        if let Some(path) = &output.options.report_file {
+            File::create(path).with_context(|| format!("cannot write the report to {}", path.display()))?;
+        }
+        Ok(output)
+    }
+
+    /// Adds kinds given in another way (`memtrace report leaks`).
+    pub fn with_kind(mut self, kind: Option<String>) -> Self {
+        self.kinds.extend(kind);
+        self
+    }
+}
+
+/// A wrong argument, told as clap tells one.
+fn usage(error: impl std::fmt::Display) -> anyhow::Error {
+    clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{error}\n")).exit()
+}
+
+fn suppressions(path: &Path) -> Result<Suppressions> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Suppressions::parse(&text).with_context(|| path.display().to_string())
+}
+
+impl Output {
+    /// Writes the report. The result is the exit status that the conditions ask for, 0 without any.
+    pub fn write(&self, mut document: Document) -> Result<u8> {
+        let removed = self.filter(&mut document);
+        let written = match &self.options.report_file {
+            Some(path) => {
+                let style = Style { removed, ..Style::default() };
+                File::create(path)
+                    .and_then(|file| self.render(&document, &style, BufWriter::new(file)))
+                    .with_context(|| format!("cannot write the report to {}", path.display()))
+            }
+            None => self.print(&document, removed).context("cannot write the report"),
+        };
+        let verdict = gate::evaluate(&self.conditions, &document, self.baseline.as_ref());
+        for failure in &verdict.failures {
+            complain(&failure.to_string());
+        }
+        written?;
+        Ok(if verdict.failures.is_empty() { status::DONE } else { status::EXCEEDED })
+    }
+
+    fn filter(&self, document: &mut Document) -> suppress::Removed {
+        let min_age = self.options.min_age.map_or(0, |age| age.as_nanos() as u64);
+        suppress::filter(document, &self.suppressions, min_age)
+    }
+
+    /// To the terminal or pipe. A reader that went away is no failure.
+    fn print(&self, document: &Document, removed: suppress::Removed) -> io::Result<()> {
+        let (terminal, size) = match self.place {
+            Place::Stderr => (io::stderr().is_terminal(), console::Term::stderr().size_checked()),
+            Place::Stdout => (io::stdout().is_terminal(), console::Term::stdout().size_checked()),
+        };
+        let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let width = size.map_or(Style::default().width, |(_, columns)| usize::from(columns).max(40));
+        let style = Style { color, width, removed };
+        let written = match self.place {
+            Place::Stderr => self.render(document, &style, BufWriter::new(io::stderr().lock())),
+            Place::Stdout => self.render(document, &style, BufWriter::new(io::stdout().lock())),
+        };
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+
+    fn render(&self, document: &Document, style: &Style, mut out: impl Write) -> io::Result<()> {
+        match export::by_name(&self.options.format) {
+            Some(format) => format.export(document, &mut out)?,
+            None => {
+                let mut reports: Vec<&dyn report::Report> =
+                    self.options.kinds.iter().filter_map(|kind| report::by_name(kind).ok()).collect();
+                if reports.is_empty() {
+                    reports.extend(report::ALL.first());
+                }
+                report::write(&reports, document, style, &mut out)?;
+            }
+        }
+        out.flush()
+    }
+}

@@ -1,0 +1,183 @@
+//! `memtrace run`: launch, trace from the first instruction, report at exit.
+
+use std::{ffi::OsString, os::fd::OwnedFd, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    attach::TraceOptions,
+    complain,
+    output::{Output, Place},
+    signals::{Asked, Signals},
+    status,
+};
+use crate::{
+    probe::libraries,
+    trace::{
+        Session,
+        launch::{self, LaunchError},
+    },
+};
+
+/// How often what the ring buffer holds is taken when it does not fill up.
+pub(super) const DRAIN: Duration = Duration::from_millis(20);
+/// How often counts are reported and the recording goes out to the disk.
+pub(super) const TICK: Duration = Duration::from_secs(1);
+
+/// Arguments of `run`.
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    trace: TraceOptions,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// How the command ended, or that it goes on without us.
+enum Ended {
+    Status(u8),
+    Left,
+}
+
+impl Run {
+    /// Runs the command under trace. The result is its exit status.
+    pub fn execute(self, verbose: u8) -> Result<u8> {
+        let Some(word) = self.command.first() else { return Ok(status::RUN_FAILED) };
+        let path = match launch::resolve(word) {
+            Ok(path) => path,
+            Err(error) => return Ok(refuse(&error)),
+        };
+        let output = self.trace.report.clone().check(Place::Stderr)?;
+        let mut session = Session::new(self.trace.options(verbose), self.trace.recording()?)?;
+        let files = if self.trace.no_heap { Vec::new() } else { libraries::files(&path) };
+        let held = launch::hold(&path, &self.command)?;
+        if let Err(error) = session.trace_held(held.pid, &files) {
+            held.cancel();
+            return Err(error.into());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let signals = Signals::new().context("cannot take signals over")?;
+            if verbose > 0 {
+                complain(&format!("tracing pid {}", held.pid));
+            }
+            let pid = match held.release() {
+                Ok(pid) => pid,
+                Err(error) => return Ok(refuse(&error)),
+            };
+            let ended = follow(&mut session, pid, signals).await?;
+            report(session, &output, ended)
+        })
+    }
+}
+
+/// Tells why a command does not start; the exit status is what a shell gives.
+fn refuse(error: &LaunchError) -> u8 {
+    complain(&error.to_string());
+    match error {
+        LaunchError::NotFound { .. } => status::NOT_FOUND,
+        LaunchError::NotExecutable { .. } => status::NOT_EXECUTABLE,
+        LaunchError::Spawn { .. } => status::RUN_FAILED,
+    }
+}
+
+fn report(session: Session, output: &Output, ended: Ended) -> Result<u8> {
+    let finished = session.finish();
+    let gate = output.write(finished.model.document())?;
+    if let Some(failure) = finished.recording_failure {
+        return Err(failure.into());
+    }
+    Ok(match ended {
+        _ if gate != status::DONE => gate,
+        Ended::Status(status) => status,
+        Ended::Left => 128 + libc::SIGINT as u8,
+    })
+}
+
+/// Takes events until the command ends. Ctrl-C reaches the command through its terminal and ends it or not;
+/// the second one ends the trace.
+async fn follow(session: &mut Session, pid: u32, mut signals: Signals) -> Result<Ended> {
+    let wake = wake(session)?;
+    let exit = pidfd(pid).context("cannot watch the command")?;
+    let mut drain = interval(DRAIN);
+    drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = interval(TICK);
+    let mut interrupts = 0;
+    loop {
+        tokio::select! {
+            ready = wake.readable() => ready?.clear_ready(),
+            _ = drain.tick() => {}
+            _ = tick.tick() => session.tick(),
+            _ = exit.readable() => {
+                if let Some(status) = reap(pid)? {
+                    return Ok(Ended::Status(status));
+                }
+            }
+            asked = signals.next() => match asked {
+                Asked::Interrupt => {
+                    interrupts += 1;
+                    if interrupts > 1 {
+                        complain("tracing ends here; the command goes on");
+                        return Ok(Ended::Left);
+                    }
+                }
+                Asked::End(signal) => forward(pid, signal),
+            },
+        }
+        session.drain();
+        for failure in session.take_failures() {
+            complain(&failure);
+        }
+    }
+}
+
+/// Readable when the stream's buffer fills; the descriptor is a copy, the buffer stays the session's.
+pub(super) fn wake(session: &Session) -> Result<AsyncFd<OwnedFd>> {
+    let descriptor = session.wake().try_clone_to_owned().context("cannot watch the ring buffer")?;
+    AsyncFd::register_with_interest(descriptor, Interest::READABLE).context("cannot watch the ring buffer")
+}
+
+/// Readable when the process ends (pidfd_open(2), since 5.3).
+fn pidfd(pid: u32) -> std::io::Result<AsyncFd<OwnedFd>> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: two integers; the descriptor returned is ours.
+    let descriptor = unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd as i32)
+    };
+    AsyncFd::register_with_interest(descriptor, Interest::READABLE)
+}
+
+fn forward(pid: u32, signal: i32) {
+    let Ok(signal) = Signal::try_from(signal) else { return };
+    if let Err(error) = kill(Pid::from_raw(pid as i32), signal) {
+        log::debug!("{signal} to pid {pid}: {error}");
+    }
+}
+
+/// The command's status as a shell gives it, once it has ended.
+fn reap(pid: u32) -> Result<Option<u8>> {
+    match waitpid(Pid::from_raw(pid as i32), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, code)) => Ok(Some(code as u8)),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(128 + signal as u8)),
+        Ok(_) | Err(Errno::EINTR) => Ok(None),
+        Err(error) => Err(error).context("cannot wait for the command"),
+    }
+}
