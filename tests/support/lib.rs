@@ -15,6 +15,7 @@ pub mod child;
 pub mod expect;
 pub mod oracle;
 pub mod scratch;
+pub mod steps;
 pub mod workload;
 
 pub use binary::{Traced, memtrace, trace, trace_with};
