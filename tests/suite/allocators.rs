@@ -34,13 +34,23 @@ fn assert_difference(idle: Heap, busy: Heap, counted: &Value) {
         ("allocations", busy.allocations - idle.allocations),
         ("reallocations", busy.reallocations - idle.reallocations),
         ("frees", busy.frees - idle.frees),
-        ("bytes_allocated", busy.bytes_allocated - idle.bytes_allocated),
+        (
+            "bytes_allocated",
+            busy.bytes_allocated - idle.bytes_allocated,
+        ),
         ("live_blocks", busy.live_blocks - idle.live_blocks),
     ];
     for (key, difference) in seen {
         assert_eq!(difference, number(counted, key), "{key}");
     }
-    assert_eq!((busy.invalid_frees, busy.double_frees, busy.failed - idle.failed), (0, 0, 0));
+    assert_eq!(
+        (
+            busy.invalid_frees,
+            busy.double_frees,
+            busy.failed - idle.failed
+        ),
+        (0, 0, 0)
+    );
 }
 
 fn dynamic(library: &str, package: &str) -> PathBuf {
@@ -57,14 +67,21 @@ fn assert_preloaded(soname: &str, package: &str) {
 /// A static archive in a program that is otherwise dynamic.
 fn archive(archive: &str, package: &str) -> PathBuf {
     let archive = library(archive, package);
-    build("counts.c", "gcc", &[&archive, "-lstdc++", "-lm", "-ldl"], package)
+    build(
+        "counts.c",
+        "gcc",
+        &[&archive, "-lstdc++", "-lm", "-ldl"],
+        package,
+    )
 }
 
 /// A program that calls an allocator by the names of its own.
 fn prefixed(prefix: &str, library: &str, package: &str) -> PathBuf {
     let names = ["malloc", "calloc", "realloc", "free"];
-    let mut flags: Vec<String> =
-        names.iter().map(|name| format!("-D{}={prefix}{name}", name.to_uppercase())).collect();
+    let mut flags: Vec<String> = names
+        .iter()
+        .map(|name| format!("-D{}={prefix}{name}", name.to_uppercase()))
+        .collect();
     flags.push(library.to_owned());
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     build("counts.c", "gcc", &flags, package)
@@ -82,7 +99,10 @@ fn glibc_static() {
 
 #[test]
 fn glibc_static_and_position_independent() {
-    assert_exact(&[], &build("counts.c", "gcc", &["-static-pie"], "libc6-dev"));
+    assert_exact(
+        &[],
+        &build("counts.c", "gcc", &["-static-pie"], "libc6-dev"),
+    );
 }
 
 #[test]
@@ -92,7 +112,10 @@ fn new_and_delete_in_all_forms_are_counted_once() {
 
 #[test]
 fn new_and_delete_static() {
-    assert_exact(&[], &build("news.cpp", "g++", &["-static"], "libstdc++-12-dev"));
+    assert_exact(
+        &[],
+        &build("news.cpp", "g++", &["-static"], "libstdc++-12-dev"),
+    );
 }
 
 #[test]
@@ -118,17 +141,31 @@ fn jemalloc_with_everything_static() {
 
 #[test]
 fn jemallocs_own_calls() {
-    assert_exact(&[], &build("mallocx.c", "gcc", &["-ljemalloc"], "libjemalloc-dev"));
+    assert_exact(
+        &[],
+        &build("mallocx.c", "gcc", &["-ljemalloc"], "libjemalloc-dev"),
+    );
 }
 
 #[test]
 fn jemalloc_under_new_and_delete() {
-    assert_exact(&[], &build("news.cpp", "g++", &["-Wl,--no-as-needed", "-ljemalloc"], "libjemalloc-dev"));
+    assert_exact(
+        &[],
+        &build(
+            "news.cpp",
+            "g++",
+            &["-Wl,--no-as-needed", "-ljemalloc"],
+            "libjemalloc-dev",
+        ),
+    );
 }
 
 #[test]
 fn tcmalloc_dynamic() {
-    assert_exact(&[], &dynamic("-ltcmalloc_minimal", "libgoogle-perftools-dev"));
+    assert_exact(
+        &[],
+        &dynamic("-ltcmalloc_minimal", "libgoogle-perftools-dev"),
+    );
 }
 
 #[test]
@@ -138,12 +175,18 @@ fn tcmalloc_preloaded() {
 
 #[test]
 fn tcmalloc_static() {
-    assert_exact(&[], &archive("libtcmalloc_minimal.a", "libgoogle-perftools-dev"));
+    assert_exact(
+        &[],
+        &archive("libtcmalloc_minimal.a", "libgoogle-perftools-dev"),
+    );
 }
 
 #[test]
 fn tcmallocs_own_names() {
-    assert_exact(&[], &prefixed("tc_", "-ltcmalloc_minimal", "libgoogle-perftools-dev"));
+    assert_exact(
+        &[],
+        &prefixed("tc_", "-ltcmalloc_minimal", "libgoogle-perftools-dev"),
+    );
 }
 
 #[test]
@@ -168,22 +211,39 @@ fn musl_dynamic() {
 
 #[test]
 fn musl_static() {
-    assert_exact(&[], &build("counts.c", "musl-gcc", &["-static"], "musl-tools"));
+    assert_exact(
+        &[],
+        &build("counts.c", "musl-gcc", &["-static"], "musl-tools"),
+    );
 }
 
 /// No symbol says where malloc is: that is not a heap of nothing.
 #[test]
 fn a_stripped_static_program_has_no_heap_and_a_reason() {
     let scratch = Scratch::new();
-    let program = scratch.copy(&build("counts.c", "gcc", &["-static"], "libc6-dev"), "stripped", 0o755);
+    let program = scratch.copy(
+        &build("counts.c", "gcc", &["-static"], "libc6-dev"),
+        "stripped",
+        0o755,
+    );
     run(Command::new(tool("strip", "binutils")).arg(&program)).exited(0);
     let traced = trace(&[program.as_os_str(), "100".as_ref()]);
     traced.finished.exited(0);
     let process: &Process = traced.first();
     assert_eq!(process.heap, None);
     assert!(traced.json["processes"][0]["heap"].is_null());
-    assert!(process.heap_reason.as_deref().is_some_and(|reason| !reason.is_empty()), "{:?}", process.heap_reason);
-    assert!(process.faults.minor > 0 && process.address_space.committed_bytes > 0, "the rest is measured");
+    assert!(
+        process
+            .heap_reason
+            .as_deref()
+            .is_some_and(|reason| !reason.is_empty()),
+        "{:?}",
+        process.heap_reason
+    );
+    assert!(
+        process.faults.minor > 0 && process.address_space.committed_bytes > 0,
+        "the rest is measured"
+    );
 }
 
 /// A container's libc is another file than the host's: found where the process maps it.
@@ -192,12 +252,23 @@ fn a_libc_in_another_mount_namespace_is_found() {
     let scratch = Scratch::new();
     let root = scratch.path("root");
     let program = workload("counts.c");
-    let libraries = [library("libc.so.6", "libc6"), library("ld-linux-x86-64.so.2", "libc6")];
+    let libraries = [
+        library("libc.so.6", "libc6"),
+        library("ld-linux-x86-64.so.2", "libc6"),
+    ];
     for directory in ["lib64", "lib/x86_64-linux-gnu"] {
         std::fs::create_dir_all(root.join(directory)).expect("make a root");
     }
-    scratch.copy(Path::new(&libraries[0]), "root/lib/x86_64-linux-gnu/libc.so.6", 0o755);
-    scratch.copy(Path::new(&libraries[1]), "root/lib64/ld-linux-x86-64.so.2", 0o755);
+    scratch.copy(
+        Path::new(&libraries[0]),
+        "root/lib/x86_64-linux-gnu/libc.so.6",
+        0o755,
+    );
+    scratch.copy(
+        Path::new(&libraries[1]),
+        "root/lib64/ld-linux-x86-64.so.2",
+        0o755,
+    );
     scratch.copy(&program, "root/counts", 0o755);
     let root = root.to_str().expect("a path in UTF-8").to_owned();
     let enter = ["unshare", "--mount", "chroot", &root];

@@ -22,7 +22,11 @@ fn only_what_happens_while_attached_is_counted() {
     steps.end(0);
     assert_rounds(&traced, 2);
     let process = traced.first();
-    assert!(process.exit.is_none() && process.end_time_ns.is_none(), "it still ran: {:?}", process.exit);
+    assert!(
+        process.exit.is_none() && process.end_time_ns.is_none(),
+        "it still ran: {:?}",
+        process.exit
+    );
 }
 
 #[test]
@@ -34,7 +38,10 @@ fn frees_of_blocks_from_before_are_unmatched_and_not_invalid() {
     let traced = trace.stop();
     steps.end(0);
     assert_eq!(traced.document.coverage.unmatched_frees, steps::EARLY);
-    assert_eq!((traced.heap().invalid_frees, traced.heap().double_frees), (0, 0));
+    assert_eq!(
+        (traced.heap().invalid_frees, traced.heap().double_frees),
+        (0, 0)
+    );
     assert_eq!(traced.heap().live_bytes, steps::LIVE_BYTES);
 }
 
@@ -44,9 +51,17 @@ fn mappings_and_residency_from_before_are_in_the_report() {
     let trace = Attached::to(steps.pid());
     steps.round();
     let kilobytes = |field: &str| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", steps.pid())).expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of status");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+        let status = std::fs::read_to_string(format!("/proc/{}/status", steps.pid()))
+            .expect("the process runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .expect("a field of status");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<u64>()
+            .expect("a number")
+            * 1024
     };
     let (size, resident) = (kilobytes("VmSize:"), kilobytes("VmRSS:"));
     let traced = trace.stop();
@@ -54,7 +69,10 @@ fn mappings_and_residency_from_before_are_in_the_report() {
     let space = &traced.first().address_space;
     within(1.0, space.reserved_bytes, size, "reserved against VmSize");
     // Some pages are counted per CPU first: sixty-four of a small process are more than a per cent.
-    assert!(space.committed_bytes.abs_diff(resident) <= resident / 100 + 512 * 1024, "{space:?} against {resident}");
+    assert!(
+        space.committed_bytes.abs_diff(resident) <= resident / 100 + 512 * 1024,
+        "{space:?} against {resident}"
+    );
 }
 
 #[test]
@@ -139,7 +157,8 @@ fn nothing_is_left_attached_after_a_trace() {
 /// `MEMTRACE_TEST_ROUNDS=1000` for the full measure.
 #[test]
 fn a_busy_process_survives_being_attached_to_again_and_again() {
-    let rounds = std::env::var("MEMTRACE_TEST_ROUNDS").map_or(100, |rounds| rounds.parse().expect("a number"));
+    let rounds = std::env::var("MEMTRACE_TEST_ROUNDS")
+        .map_or(100, |rounds| rounds.parse().expect("a number"));
     let mut busy = Running::start(Command::new(workload("busy.c")).arg("4"));
     busy.stdout_has("ready");
     let mut lines = 1;
@@ -148,20 +167,31 @@ fn a_busy_process_survives_being_attached_to_again_and_again() {
     for round in 0..rounds {
         let report = scratch.path("report.json");
         let mut command = memtrace(&["attach", "--format", "json", "--duration", "20ms", "-p"]);
-        command.arg(busy.pid().to_string()).arg("--report-file").arg(&report);
+        command
+            .arg(busy.pid().to_string())
+            .arg("--report-file")
+            .arg(&report);
         let traced = read(Running::start(&mut command).finish(), &report);
         traced.finished.exited(0);
-        assert_eq!((traced.heap().invalid_frees, traced.heap().double_frees), (0, 0), "round {round}");
+        assert_eq!(
+            (traced.heap().invalid_frees, traced.heap().double_frees),
+            (0, 0),
+            "round {round}"
+        );
         busy.send(b"?");
         lines += 1;
         let text = busy.stdout_lines(lines);
-        let now: serde_json::Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+        let now: serde_json::Value =
+            serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
         let now = memtrace_tests::expect::number(&now, "blocks");
         assert!(now > blocks, "round {round}: it goes on");
         blocks = now;
     }
     let finished = busy.finish();
     finished.exited(0);
-    assert_eq!(memtrace_tests::expect::number(&finished.object(), "wrong"), 0);
+    assert_eq!(
+        memtrace_tests::expect::number(&finished.object(), "wrong"),
+        0
+    );
     assert_eq!(orphaned_uprobes(), Vec::<String>::new());
 }

@@ -20,7 +20,10 @@ fn text(path: &Path) -> &str {
 fn as_nobody(scratch: &Scratch, arguments: &[&str]) -> Command {
     let binary = scratch.copy(&path(), "memtrace", 0o755);
     let mut command = Command::new(tool("setpriv", "util-linux"));
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(binary).args(arguments);
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(binary)
+        .args(arguments);
     command
 }
 
@@ -36,7 +39,12 @@ fn without_root_run_fails_before_the_command_starts() {
 fn without_root_attach_fails() {
     let scratch = Scratch::new();
     let steps = Steps::start(0);
-    run(&mut as_nobody(&scratch, &["attach", "-p", &steps.pid().to_string()])).exited(1).one_line();
+    run(&mut as_nobody(
+        &scratch,
+        &["attach", "-p", &steps.pid().to_string()],
+    ))
+    .exited(1)
+    .one_line();
     steps.end(0);
 }
 
@@ -46,26 +54,42 @@ fn no_such_process() {
     let gone = Running::start(&mut Command::new("true"));
     let pid = gone.pid().to_string();
     gone.finish();
-    let line = run(&mut memtrace(&["attach", "-p", &pid])).exited(1).one_line();
+    let line = run(&mut memtrace(&["attach", "-p", &pid]))
+        .exited(1)
+        .one_line();
     assert!(line.contains(&pid), "the line names the process: {line}");
 }
 
 #[test]
 fn a_command_that_is_not_found() {
-    let line = run(&mut memtrace(&["run", "--", "no-such-command-anywhere"])).exited(127).one_line();
+    let line = run(&mut memtrace(&["run", "--", "no-such-command-anywhere"]))
+        .exited(127)
+        .one_line();
     assert!(line.contains("no-such-command-anywhere"), "{line}");
-    run(&mut memtrace(&["run", "--", "/no/such/path"])).exited(127).one_line();
+    run(&mut memtrace(&["run", "--", "/no/such/path"]))
+        .exited(127)
+        .one_line();
 }
 
 #[test]
 fn a_command_that_cannot_be_executed() {
     let scratch = Scratch::new();
     let data = scratch.write("data", "no program");
-    let line = run(&mut memtrace(&["run", "--", text(&data)])).exited(126).one_line();
+    let line = run(&mut memtrace(&["run", "--", text(&data)]))
+        .exited(126)
+        .one_line();
     assert!(line.contains(text(&data)), "{line}");
-    run(&mut memtrace(&["run", "--", "/tmp"])).exited(126).one_line();
-    let garbage = scratch.copy(&scratch.write("bytes", b"\x7fELF no program"), "garbage", 0o755);
-    run(&mut memtrace(&["run", "--", text(&garbage)])).exited(126).one_line();
+    run(&mut memtrace(&["run", "--", "/tmp"]))
+        .exited(126)
+        .one_line();
+    let garbage = scratch.copy(
+        &scratch.write("bytes", b"\x7fELF no program"),
+        "garbage",
+        0o755,
+    );
+    run(&mut memtrace(&["run", "--", text(&garbage)]))
+        .exited(126)
+        .one_line();
 }
 
 #[test]
@@ -85,7 +109,10 @@ fn wrong_usage_of_any_subcommand_is_2() {
     for arguments in wrong {
         let finished = run(&mut memtrace(arguments));
         finished.exited(2);
-        assert!(!finished.stderr.is_empty() && finished.stdout.is_empty(), "{finished:?}");
+        assert!(
+            !finished.stderr.is_empty() && finished.stdout.is_empty(),
+            "{finished:?}"
+        );
     }
 }
 
@@ -100,24 +127,43 @@ fn the_commands_own_status_is_passed_on() {
 
 #[test]
 fn a_signal_is_passed_on_as_128_and_its_number() {
-    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGSEGV, Signal::SIGINT] {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGKILL,
+        Signal::SIGSEGV,
+        Signal::SIGINT,
+    ] {
         let number = signal as i32;
         let traced = trace(&["sh", "-c", &format!("kill -{number} $$")]);
         traced.finished.exited(128 + number);
-        assert_eq!(traced.first().exit.and_then(|exit| exit.signal), Some(number));
+        assert_eq!(
+            traced.first().exit.and_then(|exit| exit.signal),
+            Some(number)
+        );
     }
 }
 
 #[test]
 fn a_recording_that_is_not_there() {
-    let line = run(&mut memtrace(&["report", "--from", "/no/such/recording"])).exited(1).one_line();
+    let line = run(&mut memtrace(&["report", "--from", "/no/such/recording"]))
+        .exited(1)
+        .one_line();
     assert!(line.contains("/no/such/recording"), "{line}");
-    run(&mut memtrace(&["report", "--from", "/tmp"])).exited(1).one_line();
+    run(&mut memtrace(&["report", "--from", "/tmp"]))
+        .exited(1)
+        .one_line();
 }
 
 #[test]
 fn a_recording_that_cannot_be_made() {
-    let finished = run(&mut memtrace(&["run", "-o", "/no/such/directory/file", "--", "echo", "started"]));
+    let finished = run(&mut memtrace(&[
+        "run",
+        "-o",
+        "/no/such/directory/file",
+        "--",
+        "echo",
+        "started",
+    ]));
     finished.exited(125).one_line();
     assert!(finished.stdout.is_empty(), "the command did not run");
 }
@@ -128,17 +174,37 @@ fn a_full_disk_under_the_recording() {
     let program = workload("counts.c");
     let report = Scratch::new();
     let mut command = memtrace(&["run", "-o", "/dev/full", "--report-file"]);
-    command.arg(report.path("report")).args(["--", text(&program), "1000"]);
+    command
+        .arg(report.path("report"))
+        .args(["--", text(&program), "1000"]);
     let finished = run(&mut command);
     finished.exited(125);
-    assert!(finished.one_line().contains("/dev/full"), "{}", finished.messages());
-    assert!(finished.stdout.is_empty() || finished.output().contains("\"allocations\": 1000"), "{finished:?}");
+    assert!(
+        finished.one_line().contains("/dev/full"),
+        "{}",
+        finished.messages()
+    );
+    assert!(
+        finished.stdout.is_empty() || finished.output().contains("\"allocations\": 1000"),
+        "{finished:?}"
+    );
 }
 
 #[test]
 fn a_full_disk_under_the_report() {
-    let finished = run(&mut memtrace(&["run", "--report-file", "/dev/full", "--", "echo", "whole"]));
-    assert!(finished.exited(125).one_line().contains("/dev/full"), "{}", finished.messages());
+    let finished = run(&mut memtrace(&[
+        "run",
+        "--report-file",
+        "/dev/full",
+        "--",
+        "echo",
+        "whole",
+    ]));
+    assert!(
+        finished.exited(125).one_line().contains("/dev/full"),
+        "{}",
+        finished.messages()
+    );
     assert_eq!(finished.output(), "whole\n");
 }
 
@@ -146,23 +212,50 @@ fn a_full_disk_under_the_report() {
 fn a_full_disk_under_stdout() {
     let scratch = Scratch::new();
     let recording = scratch.path("recording");
-    run(&mut memtrace(&["run", "-o", text(&recording), "--", "true"])).exited(0);
-    let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+    run(&mut memtrace(&[
+        "run",
+        "-o",
+        text(&recording),
+        "--",
+        "true",
+    ]))
+    .exited(0);
+    let full = File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("/dev/full");
     let mut command = memtrace(&["report", "--from", text(&recording)]);
-    Running::start_with_stdout(&mut command, Stdio::from(full)).finish().exited(1).one_line();
+    Running::start_with_stdout(&mut command, Stdio::from(full))
+        .finish()
+        .exited(1)
+        .one_line();
 }
 
 #[test]
 fn a_closed_pipe_under_stdout_is_no_panic() {
     let scratch = Scratch::new();
     let recording = scratch.path("recording");
-    run(&mut memtrace(&["run", "-o", text(&recording), "--", "true"])).exited(0);
+    run(&mut memtrace(&[
+        "run",
+        "-o",
+        text(&recording),
+        "--",
+        "true",
+    ]))
+    .exited(0);
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     let mut command = memtrace(&["report", "--format", "json", "--from", text(&recording)]);
     let finished = Running::start_with_stdout(&mut command, Stdio::from(writer)).finish();
-    assert!(finished.messages().lines().count() <= 1, "{}", finished.messages());
-    assert!(!finished.messages().contains("panicked") && finished.code != Some(101), "{finished:?}");
+    assert!(
+        finished.messages().lines().count() <= 1,
+        "{}",
+        finished.messages()
+    );
+    assert!(
+        !finished.messages().contains("panicked") && finished.code != Some(101),
+        "{finished:?}"
+    );
 }
 
 /// A terminal sends Ctrl-C to both; the command decides what it is to it.
@@ -170,13 +263,25 @@ fn a_closed_pipe_under_stdout_is_no_panic() {
 fn ctrl_c_twice_ends_a_command_that_minds_it_once_with_a_report() {
     let scratch = Scratch::new();
     let report = scratch.path("report.json");
-    let mut command = memtrace(&["run", "-v", "--format", "json", "--report-file", text(&report), "--"]);
+    let mut command = memtrace(&[
+        "run",
+        "-v",
+        "--format",
+        "json",
+        "--report-file",
+        text(&report),
+        "--",
+    ]);
     let traced = Running::start(command.args(["sh", "-c", "echo started; read line"]));
     traced.stdout_has("started");
     traced.signal_group(Signal::SIGINT);
     traced.signal_group(Signal::SIGINT);
     let finished = traced.finish();
-    assert!(!finished.messages().contains("panicked"), "{}", finished.messages());
+    assert!(
+        !finished.messages().contains("panicked"),
+        "{}",
+        finished.messages()
+    );
     finished.exited(130);
     assert_eq!(orphaned_uprobes(), Vec::<String>::new());
 }
@@ -185,7 +290,14 @@ fn ctrl_c_twice_ends_a_command_that_minds_it_once_with_a_report() {
 fn one_ctrl_c_that_the_command_ignores_ends_nothing() {
     let scratch = Scratch::new();
     let report = scratch.path("report.json");
-    let mut command = memtrace(&["run", "--format", "json", "--report-file", text(&report), "--"]);
+    let mut command = memtrace(&[
+        "run",
+        "--format",
+        "json",
+        "--report-file",
+        text(&report),
+        "--",
+    ]);
     let mut steps = Steps::of(command.arg(workload("steps.c")).arg("9"));
     steps.round();
     steps.process().signal_group(Signal::SIGINT);
@@ -203,7 +315,10 @@ fn ctrl_c_twice_leaves_the_target_of_attach_running() {
     attach.signal_group(Signal::SIGINT);
     attach.signal_group(Signal::SIGINT);
     let finished = attach.finish();
-    assert!(matches!(finished.code, Some(0 | 1 | 130)) && !finished.messages().contains("panicked"), "{finished:?}");
+    assert!(
+        matches!(finished.code, Some(0 | 1 | 130)) && !finished.messages().contains("panicked"),
+        "{finished:?}"
+    );
     assert_eq!(orphaned_uprobes(), Vec::<String>::new());
     steps.round();
     steps.end(4);
@@ -214,7 +329,13 @@ fn ctrl_c_twice_leaves_the_target_of_attach_running() {
 fn a_process_that_ends_while_memtrace_attaches() {
     for _ in 0..10 {
         let steps = Steps::start(2);
-        let attach = Running::start(&mut memtrace(&["attach", "--format", "json", "-p", &steps.pid().to_string()]));
+        let attach = Running::start(&mut memtrace(&[
+            "attach",
+            "--format",
+            "json",
+            "-p",
+            &steps.pid().to_string(),
+        ]));
         steps.end(2);
         let finished = attach.finish();
         match finished.code {

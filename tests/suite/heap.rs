@@ -21,13 +21,21 @@ fn difference(threads: &str, calls: &str) -> (Heap, Heap, Value, Traced) {
 
 fn assert_counts(idle: Heap, busy: Heap, counted: &Value) {
     let expected = |key: &str, idle: u64, busy: u64| {
-        assert_eq!(busy - idle, number(counted, key), "{key}: {busy} less {idle} at rest");
+        assert_eq!(
+            busy - idle,
+            number(counted, key),
+            "{key}: {busy} less {idle} at rest"
+        );
     };
     expected("allocations", idle.allocations, busy.allocations);
     expected("frees", idle.frees, busy.frees);
     expected("reallocations", idle.reallocations, busy.reallocations);
     expected("failed", idle.failed, busy.failed);
-    expected("bytes_allocated", idle.bytes_allocated, busy.bytes_allocated);
+    expected(
+        "bytes_allocated",
+        idle.bytes_allocated,
+        busy.bytes_allocated,
+    );
     expected("live_blocks", idle.live_blocks, busy.live_blocks);
     expected("live_bytes", idle.live_bytes, busy.live_bytes);
     assert_eq!((busy.invalid_frees, busy.double_frees), (0, 0));
@@ -46,7 +54,10 @@ fn eight_threads_and_a_million_and_a_half_calls_are_counted_exactly() {
 fn the_peak_is_that_of_the_moment_and_not_of_the_end() {
     let (idle, busy, counted, _) = difference("0", "50000");
     assert_counts(idle, busy, &counted);
-    assert_eq!(busy.peak_live_bytes - idle.live_bytes, number(&counted, "peak_live_bytes"));
+    assert_eq!(
+        busy.peak_live_bytes - idle.live_bytes,
+        number(&counted, "peak_live_bytes")
+    );
 }
 
 #[test]
@@ -60,8 +71,18 @@ fn the_sums_of_the_report_agree_with_each_other() {
     let (_, busy, _, traced) = difference("2", "20000");
     assert_eq!(busy.allocations - busy.frees, busy.live_blocks);
     let process = traced.first();
-    let leaked = process.leaks.iter().fold((0, 0), |sum, leak| (sum.0 + leak.bytes, sum.1 + leak.blocks));
-    assert_eq!(leaked, (busy.live_bytes, busy.live_blocks), "leaks are the live blocks, by site");
+    let leaked = process.leaks.iter().fold((0, 0), |sum, leak| {
+        (sum.0 + leak.bytes, sum.1 + leak.blocks)
+    });
+    assert_eq!(
+        leaked,
+        (busy.live_bytes, busy.live_blocks),
+        "leaks are the live blocks, by site"
+    );
     let last = process.timeline.last().expect("a timeline");
-    assert!(last.heap_live_bytes.is_some_and(|bytes| bytes <= busy.peak_live_bytes), "{last:?}");
+    assert!(
+        last.heap_live_bytes
+            .is_some_and(|bytes| bytes <= busy.peak_live_bytes),
+        "{last:?}"
+    );
 }

@@ -3,11 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use memtrace_tests::binary::{Traced, memtrace, path};
+use memtrace_tests::binary::{Attached, Traced, memtrace, path};
 use memtrace_tests::child::run;
+use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::{tool, workload};
 use memtrace_tests::{Finished, Scratch, trace_with};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn text(path: &Path) -> &str {
@@ -31,7 +34,13 @@ fn large(recording: &Path) -> Traced {
 }
 
 fn replay(recording: &Path) -> Finished {
-    run(&mut memtrace(&["report", "--format", "json", "--from", text(recording)]))
+    run(&mut memtrace(&[
+        "report",
+        "--format",
+        "json",
+        "--from",
+        text(recording),
+    ]))
 }
 
 fn json(finished: &Finished) -> Value {
@@ -40,13 +49,18 @@ fn json(finished: &Finished) -> Value {
 
 /// The report less what a finished trace and an open recording may say differently.
 fn comparable(mut report: Value) -> Value {
-    report["coverage"].as_object_mut().expect("coverage").remove("truncated");
+    report["coverage"]
+        .as_object_mut()
+        .expect("coverage")
+        .remove("truncated");
     report
 }
 
 fn as_nobody(program: &Path) -> Command {
     let mut command = Command::new(tool("setpriv", "util-linux"));
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(program);
     command
 }
 
@@ -76,7 +90,8 @@ fn replay_as_nobody_and_without_the_program_equals_live() {
     fs::remove_file(&program).expect("remove the program");
     let binary = scratch.copy(&path(), "memtrace", 0o755);
     let readable = scratch.copy(&recording, "readable", 0o644);
-    let finished = run(as_nobody(&binary).args(["report", "--format", "json", "--from", text(&readable)]));
+    let finished =
+        run(as_nobody(&binary).args(["report", "--format", "json", "--from", text(&readable)]));
     assert_eq!(comparable(json(&finished)), comparable(live.json));
 }
 
@@ -85,7 +100,10 @@ fn a_recording_says_that_it_is_whole() {
     let scratch = Scratch::new();
     let recording = scratch.path("recording");
     let live = small(&recording);
-    assert_eq!(json(&replay(&recording))["coverage"]["truncated"], Value::Bool(false));
+    assert_eq!(
+        json(&replay(&recording))["coverage"]["truncated"],
+        Value::Bool(false)
+    );
     assert_eq!(live.json["coverage"]["truncated"], Value::Bool(false));
 }
 
@@ -99,12 +117,24 @@ fn every_prefix_opens_and_says_that_it_is_truncated() {
     for part in 1..=20 {
         let prefix = scratch.write("prefix", &whole[..whole.len() * part / 21]);
         let report = json(&replay(&prefix));
-        assert_eq!(report["coverage"]["truncated"], Value::Bool(true), "{part} of 21 parts");
-        let seen = report["coverage"]["events"].as_u64().expect("a number of events");
-        assert!(seen >= events, "{part} of 21 parts: {seen} events after {events}");
+        assert_eq!(
+            report["coverage"]["truncated"],
+            Value::Bool(true),
+            "{part} of 21 parts"
+        );
+        let seen = report["coverage"]["events"]
+            .as_u64()
+            .expect("a number of events");
+        assert!(
+            seen >= events,
+            "{part} of 21 parts: {seen} events after {events}"
+        );
         events = seen;
     }
-    assert!(events > live.document.coverage.events / 2, "{events} events of the whole");
+    assert!(
+        events > live.document.coverage.events / 2,
+        "{events} events of the whole"
+    );
 }
 
 #[test]
@@ -115,7 +145,10 @@ fn a_recording_cut_within_its_head_is_an_error_and_no_panic() {
     let whole = fs::read(&recording).expect("the recording");
     for length in [0, 1, 4, 7, 8, 16, 63, 200] {
         let finished = replay(&scratch.write("prefix", &whole[..length]));
-        assert!(matches!(finished.code, Some(0 | 1)), "{length} bytes: {finished:?}");
+        assert!(
+            matches!(finished.code, Some(0 | 1)),
+            "{length} bytes: {finished:?}"
+        );
         if finished.code == Some(1) {
             finished.one_line();
         }
@@ -138,7 +171,12 @@ fn a_flipped_byte_gives_an_answer_or_an_error_and_no_panic() {
         damaged[at] ^= u8::try_from(seed & 0xff).expect("a byte").max(1);
         let finished = replay(&scratch.write("damaged", damaged));
         let messages = finished.messages();
-        assert!(matches!(finished.code, Some(0 | 1)), "byte {at}: {:?} {:?} {messages}", finished.code, finished.signal);
+        assert!(
+            matches!(finished.code, Some(0 | 1)),
+            "byte {at}: {:?} {:?} {messages}",
+            finished.code,
+            finished.signal
+        );
         assert!(!messages.contains("panicked"), "byte {at}: {messages}");
     }
 }
@@ -164,11 +202,6 @@ fn what_memtrace_did_not_write_is_named_as_no_recording() {
 /// kill -9 in the middle: what was recorded is kept.
 #[test]
 fn the_recording_of_a_killed_memtrace_opens() {
-    use memtrace_tests::binary::Attached;
-    use memtrace_tests::steps::Steps;
-    use nix::sys::signal::Signal;
-    use std::time::{Duration, Instant};
-
     let scratch = Scratch::new();
     let recording = scratch.path("recording");
     let mut steps = Steps::start(0);
@@ -176,7 +209,9 @@ fn the_recording_of_a_killed_memtrace_opens() {
     let deadline = Instant::now() + Duration::from_secs(60);
     // Whatever it holds back, it writes in the end: work until the file has some of it.
     let events = |recording: &Path| match replay(recording) {
-        finished if finished.code == Some(0) => json(&finished)["coverage"]["events"].as_u64().unwrap_or(0),
+        finished if finished.code == Some(0) => {
+            json(&finished)["coverage"]["events"].as_u64().unwrap_or(0)
+        }
         _ => 0,
     };
     while events(&recording) < 1000 {

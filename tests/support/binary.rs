@@ -16,8 +16,15 @@ pub fn path() -> PathBuf {
         Some(path) => PathBuf::from(path),
         None => target_directory().join("release/memtrace"),
     };
-    assert!(path.is_file(), "{} is missing: build it with `cargo xtask build`, or set MEMTRACE_BIN", path.display());
-    assert!(nix::unistd::geteuid().is_root(), "the suite traces real processes and must be run as root");
+    assert!(
+        path.is_file(),
+        "{} is missing: build it with `cargo xtask build`, or set MEMTRACE_BIN",
+        path.display()
+    );
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "the suite traces real processes and must be run as root"
+    );
     path
 }
 
@@ -43,19 +50,27 @@ impl Traced {
     /// The traced command: the first process.
     #[track_caller]
     pub fn first(&self) -> &Process {
-        self.document.processes.first().expect("a report has the traced command")
+        self.document
+            .processes
+            .first()
+            .expect("a report has the traced command")
     }
 
     /// The process with this pid.
     #[track_caller]
     pub fn process(&self, pid: u64) -> &Process {
-        let found = self.document.processes.iter().find(|process| u64::from(process.pid) == pid);
+        let found = self
+            .document
+            .processes
+            .iter()
+            .find(|process| u64::from(process.pid) == pid);
         found.unwrap_or_else(|| panic!("no process {pid} in the report, only {}", self.names()))
     }
 
     /// The processes that ran the program of this file name.
     pub fn running(&self, program: &str) -> Vec<&Process> {
-        let ran = |process: &&Process| Path::new(&process.exe).file_name() == Some(OsStr::new(program));
+        let ran =
+            |process: &&Process| Path::new(&process.exe).file_name() == Some(OsStr::new(program));
         self.document.processes.iter().filter(ran).collect()
     }
 
@@ -69,12 +84,21 @@ impl Traced {
     #[track_caller]
     pub fn nothing_lost(&self) -> &Traced {
         let coverage = &self.document.coverage;
-        assert_eq!((coverage.lost, coverage.undecodable), (0, 0), "{:?}", coverage.lost_by_reason);
+        assert_eq!(
+            (coverage.lost, coverage.undecodable),
+            (0, 0),
+            "{:?}",
+            coverage.lost_by_reason
+        );
         self
     }
 
     fn names(&self) -> String {
-        let names = self.document.processes.iter().map(|process| format!("{} {}", process.pid, process.exe));
+        let names = self
+            .document
+            .processes
+            .iter()
+            .map(|process| format!("{} {}", process.pid, process.exe));
         names.collect::<Vec<_>>().join(", ")
     }
 }
@@ -82,7 +106,9 @@ impl Traced {
 /// The heap of a process that has one.
 #[track_caller]
 pub fn heap(process: &Process) -> Heap {
-    process.heap.unwrap_or_else(|| panic!("{}: no heap: {:?}", process.exe, process.heap_reason))
+    process
+        .heap
+        .unwrap_or_else(|| panic!("{}: no heap: {:?}", process.exe, process.heap_reason))
 }
 
 /// Traces `command` from its first instruction to its end.
@@ -105,11 +131,21 @@ pub fn trace_with<O: AsRef<OsStr>, S: AsRef<OsStr>>(options: &[O], command: &[S]
 /// Reads the report that memtrace wrote.
 #[track_caller]
 pub fn read(finished: Finished, report: &Path) -> Traced {
-    let text = std::fs::read(report)
-        .unwrap_or_else(|error| panic!("{} left no report ({error}): {}", finished.name, finished.messages()));
+    let text = std::fs::read(report).unwrap_or_else(|error| {
+        panic!(
+            "{} left no report ({error}): {}",
+            finished.name,
+            finished.messages()
+        )
+    });
     let json: Value = serde_json::from_slice(&text).expect("the report is JSON");
-    let document = serde_json::from_value(json.clone()).expect("the report is a document of schema 1");
-    Traced { finished, document, json }
+    let document =
+        serde_json::from_value(json.clone()).expect("the report is a document of schema 1");
+    Traced {
+        finished,
+        document,
+        json,
+    }
 }
 
 /// A running `memtrace attach`.
@@ -127,7 +163,14 @@ impl Attached {
     /// The same with further options.
     pub fn with(pid: u32, options: &[&str]) -> Attached {
         let scratch = Scratch::new();
-        let mut command = memtrace(&["attach", "--format", "json", "-p", &pid.to_string(), "--report-file"]);
+        let mut command = memtrace(&[
+            "attach",
+            "--format",
+            "json",
+            "-p",
+            &pid.to_string(),
+            "--report-file",
+        ]);
         command.arg(scratch.path("report.json")).args(options);
         let memtrace = Running::start(&mut command);
         memtrace.stderr_has("memtrace: tracing");

@@ -79,17 +79,29 @@ impl Running {
     /// Starts `command` with its output going to `stdout`.
     pub fn start_with_stdout(command: &mut Command, stdout: Stdio) -> Running {
         let name = format!("{command:?}");
-        command.stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).process_group(0);
+        command
+            .stdin(Stdio::piped())
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .process_group(0);
         // SAFETY: prctl is async-signal-safe and touches nothing of the parent.
         unsafe {
             // An interrupted test run drops nothing; the kernel then ends the child.
             command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
         }
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("start {name}: {error}"));
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {name}: {error}"));
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().map(Stream::drain).unwrap_or_default();
         let stderr = child.stderr.take().map(Stream::drain).unwrap_or_default();
-        Running { child, name, stdin, stdout, stderr }
+        Running {
+            child,
+            name,
+            stdin,
+            stdout,
+            stderr,
+        }
     }
 
     /// Its pid.
@@ -100,29 +112,44 @@ impl Running {
     /// Writes to its stdin.
     pub fn send(&mut self, bytes: &[u8]) {
         let stdin = self.stdin.as_mut().expect("stdin is open");
-        stdin.write_all(bytes).unwrap_or_else(|error| panic!("write to {}: {error}", self.name));
+        stdin
+            .write_all(bytes)
+            .unwrap_or_else(|error| panic!("write to {}: {error}", self.name));
     }
 
     /// Sends a signal to the process alone.
     pub fn signal(&self, signal: Signal) {
-        kill(self.raw_pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+        kill(self.raw_pid(), signal)
+            .unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
     }
 
     /// Sends a signal to its process group, as a terminal does.
     pub fn signal_group(&self, signal: Signal) {
-        killpg(self.raw_pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+        killpg(self.raw_pid(), signal)
+            .unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
     }
 
     /// Waits until `count` lines of its stdout are complete, and returns them all.
     pub fn stdout_lines(&self, count: usize) -> String {
-        let enough = |pipe: &Pipe| pipe.bytes.iter().filter(|&&byte| byte == b'\n').count() >= count;
-        assert!(self.stdout.wait(enough), "{} did not print {count} lines: {}", self.name, self.so_far());
+        let enough =
+            |pipe: &Pipe| pipe.bytes.iter().filter(|&&byte| byte == b'\n').count() >= count;
+        assert!(
+            self.stdout.wait(enough),
+            "{} did not print {count} lines: {}",
+            self.name,
+            self.so_far()
+        );
         String::from_utf8_lossy(&self.stdout.bytes()).into_owned()
     }
 
     /// Waits until its stdout has `text` in it.
     pub fn stdout_has(&self, text: &str) {
-        assert!(self.stdout.wait(has(text)), "{} did not print {text:?}: {}", self.name, self.so_far());
+        assert!(
+            self.stdout.wait(has(text)),
+            "{} did not print {text:?}: {}",
+            self.name,
+            self.so_far()
+        );
     }
 
     /// Whether its stdout has `text` in it by now.
@@ -132,7 +159,12 @@ impl Running {
 
     /// Waits until its stderr has `text` in it.
     pub fn stderr_has(&self, text: &str) {
-        assert!(self.stderr.wait(has(text)), "{} did not say {text:?}: {}", self.name, self.so_far());
+        assert!(
+            self.stderr.wait(has(text)),
+            "{} did not say {text:?}: {}",
+            self.name,
+            self.so_far()
+        );
     }
 
     /// Whether it still runs.
@@ -146,7 +178,11 @@ impl Running {
         let status = self.wait();
         for stream in [&self.stdout, &self.stderr] {
             let whole = Arc::strong_count(&stream.0) == 1 || stream.wait(|pipe| pipe.closed);
-            assert!(whole, "{} ended, and something it started holds its output open", self.name);
+            assert!(
+                whole,
+                "{} ended, and something it started holds its output open",
+                self.name
+            );
         }
         Finished {
             name: self.name.clone(),
@@ -163,7 +199,12 @@ impl Running {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "{} hangs: {}", self.name, self.so_far());
+            assert!(
+                Instant::now() < deadline,
+                "{} hangs: {}",
+                self.name,
+                self.so_far()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -174,7 +215,11 @@ impl Running {
 
     fn so_far(&self) -> String {
         let text = |stream: &Stream| String::from_utf8_lossy(&stream.bytes()).into_owned();
-        format!("stdout {:?}, stderr {:?}", text(&self.stdout), text(&self.stderr))
+        format!(
+            "stdout {:?}, stderr {:?}",
+            text(&self.stdout),
+            text(&self.stderr)
+        )
     }
 }
 
@@ -216,7 +261,15 @@ impl Finished {
     /// Asserts that it exited with `code`.
     #[track_caller]
     pub fn exited(&self, code: i32) -> &Finished {
-        assert_eq!(self.code, Some(code), "{}: {:?} {}{}", self.name, self.signal, self.output(), self.messages());
+        assert_eq!(
+            self.code,
+            Some(code),
+            "{}: {:?} {}{}",
+            self.name,
+            self.signal,
+            self.output(),
+            self.messages()
+        );
         self
     }
 
@@ -234,8 +287,16 @@ impl Finished {
     #[track_caller]
     pub fn one_line(&self) -> String {
         let text = self.messages();
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-        assert_eq!(lines.len(), 1, "{} was to say one line: {text:?}", self.name);
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        assert_eq!(
+            lines.len(),
+            1,
+            "{} was to say one line: {text:?}",
+            self.name
+        );
         assert!(!text.contains("panicked"), "{}: {text}", self.name);
         lines[0].to_owned()
     }
@@ -245,13 +306,24 @@ impl Finished {
     pub fn objects(&self) -> Vec<Value> {
         let output = self.output();
         let lines = output.lines().filter(|line| line.starts_with('{'));
-        lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+        lines
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))
+            })
+            .collect()
     }
 
     /// The last object that a workload printed.
     #[track_caller]
     pub fn object(&self) -> Value {
         let last = self.objects().pop();
-        last.unwrap_or_else(|| panic!("{} printed no object: {}{}", self.name, self.output(), self.messages()))
+        last.unwrap_or_else(|| {
+            panic!(
+                "{} printed no object: {}{}",
+                self.name,
+                self.output(),
+                self.messages()
+            )
+        })
     }
 }

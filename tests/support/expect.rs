@@ -5,7 +5,9 @@ use serde_json::Value;
 /// A number that a workload printed.
 #[track_caller]
 pub fn number(object: &Value, key: &str) -> u64 {
-    object[key].as_u64().unwrap_or_else(|| panic!("no number {key} in {object}"))
+    object[key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no number {key} in {object}"))
 }
 
 /// Asserts that two numbers are within `percent` of the expected one.

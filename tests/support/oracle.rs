@@ -23,20 +23,37 @@ pub fn heaptrack<S: AsRef<OsStr>>(command: &[S], environment: &[(&str, &str)]) -
     let scratch = Scratch::new();
     let output = scratch.path("heaptrack");
     let mut record = Command::new(tool("heaptrack", "heaptrack"));
-    record.arg("-o").arg(&output).args(command).envs(environment.iter().copied());
+    record
+        .arg("-o")
+        .arg(&output)
+        .args(command)
+        .envs(environment.iter().copied());
     run(&mut record).exited(0);
     let recording = ["zst", "gz"].map(|extension| output.with_extension(extension));
-    let recording = recording.iter().find(|path| path.exists()).expect("heaptrack leaves a recording");
+    let recording = recording
+        .iter()
+        .find(|path| path.exists())
+        .expect("heaptrack leaves a recording");
     let print = run(Command::new(tool("heaptrack_print", "heaptrack")).arg(recording));
     let text = print.exited(0).output();
     let field = |name: &str| {
         let line = text.lines().rev().find_map(|line| line.strip_prefix(name));
-        line.unwrap_or_else(|| panic!("heaptrack_print has no {name:?}")).trim().to_owned()
+        line.unwrap_or_else(|| panic!("heaptrack_print has no {name:?}"))
+            .trim()
+            .to_owned()
     };
     let calls = field("calls to allocation functions:");
-    let calls = calls.split(' ').next().and_then(|number| number.parse().ok()).expect("a number of calls");
+    let calls = calls
+        .split(' ')
+        .next()
+        .and_then(|number| number.parse().ok())
+        .expect("a number of calls");
     let (peak_bytes, peak_rounding) = bytes(&field("peak heap memory consumption:"));
-    Heaptrack { calls, peak_bytes, peak_rounding }
+    Heaptrack {
+        calls,
+        peak_bytes,
+        peak_rounding,
+    }
 }
 
 /// heaptrack's `1.23M`, a decimal unit, and half of its last digit.
@@ -70,7 +87,11 @@ pub fn orphaned_uprobes() -> Vec<String> {
         });
         line.contains("memtrace_") && !owners.into_iter().any(|alive| alive)
     };
-    uprobe_events().lines().filter(orphaned).map(str::to_owned).collect()
+    uprobe_events()
+        .lines()
+        .filter(orphaned)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Runs the same command untraced and traced, and asserts that nobody outside can tell them apart.
@@ -82,16 +103,32 @@ pub fn same_as_untraced<S: AsRef<OsStr>>(command: &[S]) -> (Finished, crate::Tra
     // memtrace cannot die of its command's signal; it says so in its status.
     let expected = untraced.code.or(untraced.signal.map(|signal| 128 + signal));
     assert_eq!(status, (expected, None), "{}", traced.finished.messages());
-    assert_eq!(without_pids(&traced.finished), without_pids(&untraced), "stdout under trace");
-    assert_eq!(traced.finished.messages(), untraced.messages(), "stderr under trace");
+    assert_eq!(
+        without_pids(&traced.finished),
+        without_pids(&untraced),
+        "stdout under trace"
+    );
+    assert_eq!(
+        traced.finished.messages(),
+        untraced.messages(),
+        "stderr under trace"
+    );
     (untraced, traced)
 }
 
 /// The output, less what differs from run to run: the pid that a workload names.
 fn without_pids(finished: &Finished) -> String {
     let keep = |line: &str| match line.split_once("\"pid\": ") {
-        Some((before, after)) => format!("{before}{}", after.trim_start_matches(|c: char| c.is_ascii_digit())),
+        Some((before, after)) => format!(
+            "{before}{}",
+            after.trim_start_matches(|c: char| c.is_ascii_digit())
+        ),
         None => line.to_owned(),
     };
-    finished.output().lines().map(keep).collect::<Vec<_>>().join("\n")
+    finished
+        .output()
+        .lines()
+        .map(keep)
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -25,8 +25,12 @@ impl Scratch {
     }
 
     fn within(parent: &Path) -> Scratch {
-        let directory = tempfile::Builder::new().prefix("memtrace-test-").tempdir_in(parent).expect("make a directory");
-        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("open the directory to all");
+        let directory = tempfile::Builder::new()
+            .prefix("memtrace-test-")
+            .tempdir_in(parent)
+            .expect("make a directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755))
+            .expect("open the directory to all");
         Scratch { directory }
     }
 
@@ -38,7 +42,8 @@ impl Scratch {
     /// Copies `source` in as `name`, with the permissions `mode`.
     pub fn copy(&self, source: &Path, name: &str, mode: u32) -> PathBuf {
         let copy = self.path(name);
-        fs::copy(source, &copy).unwrap_or_else(|error| panic!("copy {}: {error}", source.display()));
+        fs::copy(source, &copy)
+            .unwrap_or_else(|error| panic!("copy {}: {error}", source.display()));
         fs::set_permissions(&copy, Permissions::from_mode(mode)).expect("set permissions");
         copy
     }
@@ -67,5 +72,8 @@ pub fn target_directory() -> PathBuf {
 
 /// The root of the workspace.
 pub fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a parent directory").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a parent directory")
+        .to_path_buf()
 }

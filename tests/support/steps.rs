@@ -76,7 +76,16 @@ impl Steps {
 pub fn assert_rounds(traced: &Traced, rounds: u64) {
     traced.nothing_lost();
     let heap = heap(traced.first());
-    let seen = [heap.allocations, heap.reallocations, heap.frees, heap.live_bytes];
-    assert_eq!(seen, [ALLOCATIONS, REALLOCATIONS, FREES, LIVE_BYTES].map(|each| each * rounds), "{heap:?}");
+    let seen = [
+        heap.allocations,
+        heap.reallocations,
+        heap.frees,
+        heap.live_bytes,
+    ];
+    assert_eq!(
+        seen,
+        [ALLOCATIONS, REALLOCATIONS, FREES, LIVE_BYTES].map(|each| each * rounds),
+        "{heap:?}"
+    );
     assert_eq!((heap.invalid_frees, heap.double_frees), (0, 0));
 }
