@@ -17,8 +17,14 @@ const CALLS: &str = "10000";
 #[track_caller]
 fn assert_exact(before: &[&str], program: &Path) {
     let program = program.to_str().expect("a path in UTF-8");
+    assert_exact_command(&[before, &[program]].concat());
+}
+
+/// The same for a command whose last argument is the number of calls.
+#[track_caller]
+fn assert_exact_command(command: &[&str]) {
     let traced = |calls| {
-        let traced = trace(&[before, &[program, calls]].concat());
+        let traced = trace(&[command, &[calls]].concat());
         traced.finished.exited(0);
         traced.nothing_lost();
         let counted = traced.finished.object();
@@ -215,6 +221,14 @@ fn musl_static() {
         &[],
         &build("counts.c", "musl-gcc", &["-static"], "musl-tools"),
     );
+}
+
+#[test]
+fn an_allocator_loaded_by_dlopen_is_counted_from_its_first_call() {
+    let loader = workload("dlopen.c");
+    let mimalloc = library("libmimalloc.so.2", "libmimalloc2.0");
+    let command = [loader.to_str().expect("a path in UTF-8"), &mimalloc, "mi_"];
+    assert_exact_command(&command);
 }
 
 /// No symbol says where malloc is: that is not a heap of nothing.

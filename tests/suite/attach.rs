@@ -4,7 +4,7 @@ use std::process::Command;
 
 use memtrace_tests::binary::{Attached, heap, memtrace, read};
 use memtrace_tests::expect::within;
-use memtrace_tests::oracle::orphaned_uprobes;
+use memtrace_tests::oracle::uprobes_of;
 use memtrace_tests::steps::{self, Steps, assert_rounds};
 use memtrace_tests::workload::workload;
 use memtrace_tests::{Running, Scratch};
@@ -139,7 +139,7 @@ fn killing_memtrace_leaves_the_target_running_and_the_next_one_cleans_up() {
     }
     let next = Attached::to(steps.pid());
     steps.round();
-    assert_eq!(orphaned_uprobes(), Vec::<String>::new());
+    assert_eq!(uprobes_of(trace.pid()), Vec::<String>::new());
     assert_rounds(&next.stop(), 1);
     steps.end(8);
 }
@@ -149,8 +149,9 @@ fn nothing_is_left_attached_after_a_trace() {
     let mut steps = Steps::start(0);
     let trace = Attached::to(steps.pid());
     steps.round();
+    let memtrace = trace.pid();
     trace.stop();
-    assert_eq!(orphaned_uprobes(), Vec::<String>::new());
+    assert_eq!(uprobes_of(memtrace), Vec::<String>::new());
     steps.end(0);
 }
 
@@ -171,7 +172,10 @@ fn a_busy_process_survives_being_attached_to_again_and_again() {
             .arg(busy.pid().to_string())
             .arg("--report-file")
             .arg(&report);
-        let traced = read(Running::start(&mut command).finish(), &report);
+        let memtrace = Running::start(&mut command);
+        let pid = memtrace.pid();
+        let traced = read(memtrace.finish(), &report);
+        assert_eq!(uprobes_of(pid), Vec::<String>::new(), "round {round}");
         traced.finished.exited(0);
         assert_eq!(
             (traced.heap().invalid_frees, traced.heap().double_frees),
@@ -193,5 +197,4 @@ fn a_busy_process_survives_being_attached_to_again_and_again() {
         memtrace_tests::expect::number(&finished.object(), "wrong"),
         0
     );
-    assert_eq!(orphaned_uprobes(), Vec::<String>::new());
 }

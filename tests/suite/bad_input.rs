@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use memtrace_tests::binary::{memtrace, path, trace};
 use memtrace_tests::child::run;
-use memtrace_tests::oracle::orphaned_uprobes;
+use memtrace_tests::oracle::uprobes_of;
 use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::{tool, workload};
 use memtrace_tests::{Running, Scratch};
@@ -276,6 +276,7 @@ fn ctrl_c_twice_ends_a_command_that_minds_it_once_with_a_report() {
     traced.stdout_has("started");
     traced.signal_group(Signal::SIGINT);
     traced.signal_group(Signal::SIGINT);
+    let pid = traced.pid();
     let finished = traced.finish();
     assert!(
         !finished.messages().contains("panicked"),
@@ -283,7 +284,7 @@ fn ctrl_c_twice_ends_a_command_that_minds_it_once_with_a_report() {
         finished.messages()
     );
     finished.exited(130);
-    assert_eq!(orphaned_uprobes(), Vec::<String>::new());
+    assert_eq!(uprobes_of(pid), Vec::<String>::new());
 }
 
 #[test]
@@ -314,12 +315,13 @@ fn ctrl_c_twice_leaves_the_target_of_attach_running() {
     steps.round();
     attach.signal_group(Signal::SIGINT);
     attach.signal_group(Signal::SIGINT);
+    let pid = attach.pid();
     let finished = attach.finish();
     assert!(
         matches!(finished.code, Some(0 | 1 | 130)) && !finished.messages().contains("panicked"),
         "{finished:?}"
     );
-    assert_eq!(orphaned_uprobes(), Vec::<String>::new());
+    assert_eq!(uprobes_of(pid), Vec::<String>::new());
     steps.round();
     steps.end(4);
 }

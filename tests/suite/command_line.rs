@@ -33,7 +33,7 @@ fn leaks_above_the_limit_fail_with_3_and_below_it_do_not() {
 fn a_suppressed_function_does_not_count_against_the_limit() {
     let scratch = Scratch::new();
     let program = workload("leaks.c");
-    let rules = scratch.write("suppressions", "# a known one\nfunction:leak_large\n");
+    let rules = scratch.write("suppressions", "# a known one\nfunction leak_large\n");
     let options = [
         "--suppressions",
         text(&rules),

@@ -2,6 +2,7 @@
 
 use memtrace::report::document::Heap;
 use memtrace_tests::expect::number;
+use memtrace_tests::oracle::same_as_untraced;
 use memtrace_tests::workload::workload;
 use memtrace_tests::{Traced, trace};
 use serde_json::Value;
@@ -85,4 +86,25 @@ fn the_sums_of_the_report_agree_with_each_other() {
             .is_some_and(|bytes| bytes <= busy.peak_live_bytes),
         "{last:?}"
     );
+}
+
+/// glibc ends such a program; what it did is in the report all the same.
+#[test]
+fn bad_frees_are_told_apart() {
+    let program = workload("bad_free.c");
+    for (how, invalid, double) in [("double", 0, 1), ("invalid", 1, 0)] {
+        let (_, traced) = same_as_untraced(&[program.as_os_str(), how.as_ref()]);
+        traced.finished.exited(134);
+        let heap = traced.heap();
+        assert_eq!(
+            (heap.invalid_frees, heap.double_frees),
+            (invalid, double),
+            "{how}: {heap:?}"
+        );
+        assert_eq!(
+            heap.frees + heap.live_blocks,
+            heap.allocations,
+            "{how}: {heap:?}"
+        );
+    }
 }

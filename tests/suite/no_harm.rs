@@ -119,9 +119,10 @@ fn epoll_and_sleeps_are_not_interrupted_while_libraries_are_loaded() {
 
 #[test]
 fn epoll_and_sleeps_are_not_interrupted_by_attaching() {
-    let libraries = ["libm.so.6"; 20];
-    let interrupted = Running::start(Command::new(workload("interrupted.c")).args(libraries));
+    let mut command = Command::new(workload("interrupted.c"));
+    let mut interrupted = Running::start(command.args(["libm.so.6", "libstdc++.so.6"]));
     let trace = Attached::to(interrupted.pid());
+    interrupted.send(b"123");
     let finished = interrupted.finish();
     trace.wait();
     assert_eq!(number(&finished.exited(0).object(), "interruptions"), 0);

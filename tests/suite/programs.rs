@@ -13,10 +13,10 @@ use memtrace_tests::oracle::{Heaptrack, heaptrack, same_as_untraced};
 use memtrace_tests::workload::tool;
 use memtrace_tests::{Running, Scratch, Traced};
 
-/// A few hundred functions to compile.
+/// Some dozens of functions to compile.
 pub fn generated_source() -> String {
     let mut source = String::from("#include <stdio.h>\n#include <stdlib.h>\n");
-    for i in 0..300 {
+    for i in 0..80 {
         let body = "for (int j = 0; j < n; j++) { s += (j ^ k) * s; if (s % 3 == 0) s /= 3; }";
         writeln!(
             source,
@@ -24,7 +24,7 @@ pub fn generated_source() -> String {
         )
         .expect("write to a string");
     }
-    let calls: String = (0..300).map(|i| format!("s += f{i}(s, {i});")).collect();
+    let calls: String = (0..80).map(|i| format!("s += f{i}(s, {i});")).collect();
     writeln!(
         source,
         "int main(void) {{ int s = 1; {calls} printf(\"%d\\n\", s); return 0; }}"
@@ -36,7 +36,7 @@ pub fn generated_source() -> String {
 const PYTHON: &str = "
 import json, random
 random.seed(1)
-rows = [{'id': i, 'name': 'row %d' % random.randrange(10**6), 'tags': [str(i % 7), str(i % 11)]} for i in range(20000)]
+rows = [{'id': i, 'name': 'row %d' % random.randrange(10**6), 'tags': [str(i % 7), str(i % 11)]} for i in range(6000)]
 text = json.dumps(rows)
 back = sorted(json.loads(text), key=lambda row: (row['name'], row['id']))
 print(len(text), back[0], back[-1])

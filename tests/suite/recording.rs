@@ -30,7 +30,7 @@ fn small(recording: &Path) -> Traced {
 
 /// Large enough to be cut in many places, each past the head.
 fn large(recording: &Path) -> Traced {
-    record(recording, &[text(&workload("heap.c")), "4", "100000"])
+    record(recording, &[text(&workload("heap.c")), "4", "200000"])
 }
 
 fn replay(recording: &Path) -> Finished {

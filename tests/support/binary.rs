@@ -177,6 +177,11 @@ impl Attached {
         Attached { memtrace, scratch }
     }
 
+    /// The pid of memtrace.
+    pub fn pid(&self) -> u32 {
+        self.memtrace.pid()
+    }
+
     /// The memtrace process.
     pub fn memtrace(&mut self) -> &mut Running {
         &mut self.memtrace

@@ -70,26 +70,16 @@ fn bytes(text: &str) -> (u64, u64) {
     ((value * unit) as u64, (unit * 0.005).ceil() as u64)
 }
 
-/// The uprobe definitions of the whole machine, read through a tracefs mounted for this one command.
-pub fn uprobe_events() -> String {
+/// The uprobes that the memtrace of this pid has defined, as tracefs lists them: each in a group that is named after
+/// its owner, so that a test sees its own alone. tracefs is mounted for this one command.
+pub fn uprobes_of(pid: u32) -> Vec<String> {
     let script = "mount -t tracefs none /mnt && cat /mnt/uprobe_events";
     let mut command = Command::new(tool("unshare", "util-linux"));
     command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
-    run(&mut command).exited(0).output()
-}
-
-/// The definitions that a memtrace made which runs no more. A group or event is named `memtrace_PID…`.
-pub fn orphaned_uprobes() -> Vec<String> {
-    let orphaned = |line: &&str| {
-        let owners = line.split("memtrace_").skip(1).map(|rest| {
-            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-            !digits.is_empty() && std::path::Path::new("/proc").join(digits).exists()
-        });
-        line.contains("memtrace_") && !owners.into_iter().any(|alive| alive)
-    };
-    uprobe_events()
-        .lines()
-        .filter(orphaned)
+    let group = format!("memtrace_{pid}/");
+    let text = run(&mut command).exited(0).output();
+    text.lines()
+        .filter(|line| line.contains(&group))
         .map(str::to_owned)
         .collect()
 }

@@ -1,4 +1,7 @@
-/* interrupted LIBRARY…: sleeps and waits in two threads while a third loads libraries; counts the EINTR they see. */
+/*
+ * interrupted LIBRARY…: sleeps and waits in two threads while a third loads libraries, at the start and again for each
+ * byte on stdin; counts the EINTR that any of them sees.
+ */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -12,7 +15,6 @@
 
 static atomic_int done;
 static atomic_ullong interruptions;
-static char **libraries;
 
 static void *wait_for_events(void *argument)
 {
@@ -34,21 +36,32 @@ static void *sleep_on(void *argument)
     return argument;
 }
 
-int main(int argc, char **argv)
+static u64 load_all(char **libraries)
 {
-    pthread_t waiter, sleeper;
+    struct timespec pause = {0, 100000000};
     u64 loaded = 0;
-    libraries = argv + 1;
-    if (pthread_create(&waiter, NULL, wait_for_events, NULL) || pthread_create(&sleeper, NULL, sleep_on, NULL))
-        die("pthread_create failed");
-    for (int i = 1; i < argc; i++) {
-        struct timespec pause = {0, 100000000};
-        void *library = dlopen(argv[i], RTLD_NOW | RTLD_LOCAL);
+    for (; *libraries; libraries++) {
+        void *library = dlopen(*libraries, RTLD_NOW | RTLD_LOCAL);
         loaded += library != NULL;
         interruptions += nanosleep(&pause, NULL) != 0;
         free(malloc(100));
         if (library)
             dlclose(library);
+    }
+    return loaded;
+}
+
+int main(int argc, char **argv)
+{
+    pthread_t waiter, sleeper;
+    char order;
+    ssize_t length;
+    if (argc < 2 || pthread_create(&waiter, NULL, wait_for_events, NULL) || pthread_create(&sleeper, NULL, sleep_on, NULL))
+        die("pthread_create failed");
+    u64 loaded = load_all(argv + 1);
+    while ((length = read(0, &order, 1)) != 0) {
+        interruptions += length < 0;
+        loaded += load_all(argv + 1);
     }
     done = 1;
     pthread_join(waiter, NULL);
