@@ -13,10 +13,10 @@ use memtrace_tests::oracle::{Heaptrack, heaptrack, same_as_untraced};
 use memtrace_tests::workload::tool;
 use memtrace_tests::{Running, Scratch, Traced};
 
-/// Some dozens of functions to compile.
-pub fn generated_source() -> String {
+/// Some functions to compile.
+pub fn generated_source(functions: usize) -> String {
     let mut source = String::from("#include <stdio.h>\n#include <stdlib.h>\n");
-    for i in 0..80 {
+    for i in 0..functions {
         let body = "for (int j = 0; j < n; j++) { s += (j ^ k) * s; if (s % 3 == 0) s /= 3; }";
         writeln!(
             source,
@@ -24,7 +24,9 @@ pub fn generated_source() -> String {
         )
         .expect("write to a string");
     }
-    let calls: String = (0..80).map(|i| format!("s += f{i}(s, {i});")).collect();
+    let calls: String = (0..functions)
+        .map(|i| format!("s += f{i}(s, {i});"))
+        .collect();
     writeln!(
         source,
         "int main(void) {{ int s = 1; {calls} printf(\"%d\\n\", s); return 0; }}"
@@ -113,7 +115,7 @@ fn sqlite_allocates_what_heaptrack_sees() {
 fn compiler_proper(scratch: &Scratch) -> Vec<String> {
     let gcc = tool("gcc", "gcc");
     let cc1 = run(Command::new(&gcc).arg("-print-prog-name=cc1")).output();
-    let source = scratch.write("many.c", generated_source());
+    let source = scratch.write("many.c", generated_source(80));
     let preprocessed = scratch.path("many.i");
     run(Command::new(&gcc)
         .arg("-E")
@@ -145,7 +147,7 @@ fn the_compiler_proper_allocates_what_heaptrack_sees() {
 #[test]
 fn gcc_compiles_the_same_file_and_its_whole_tree_is_reported() {
     let scratch = Scratch::new();
-    let source = scratch.write("many.c", generated_source());
+    let source = scratch.write("many.c", generated_source(80));
     let program = scratch.path("many");
     let text = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
     let command = [
