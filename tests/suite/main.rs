@@ -1,0 +1,22 @@
+//! The privileged integration suite: what memtrace must be able to show, on the real kernel.
+//!
+//! Every file is a topic and every name a claim. Run as root, after `cargo xtask build`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test reports"
+)]
+
+mod allocators;
+mod attach;
+mod bad_input;
+mod command_line;
+mod faults;
+mod heap;
+mod lazy;
+mod leaks;
+mod no_harm;
+mod processes;
+mod programs;
+mod recording;

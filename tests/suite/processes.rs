@@ -1,0 +1,179 @@
+//! Trees of processes, however short they live.
+
+use memtrace::report::document::Process;
+use memtrace_tests::binary::heap;
+use memtrace_tests::expect::number;
+use memtrace_tests::workload::{build, workload};
+use memtrace_tests::{Scratch, Traced, trace, trace_with};
+
+fn text(path: &std::path::Path) -> String {
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+/// A child of a shell of a shell, too short for anything that polls.
+#[test]
+fn a_grandchild_of_milliseconds_is_counted_from_its_first_instruction() {
+    let program = text(&workload("counts.c"));
+    let script = format!("sh -c '{program} 0; {program} 1000; true'; true");
+    let traced = trace(&["sh", "-c", &script]);
+    traced.finished.exited(0);
+    let counted = traced.finished.objects();
+    let process = |run: usize| traced.process(number(&counted[run], "pid"));
+    let (idle, busy) = (heap(process(0)), heap(process(1)));
+    assert_eq!(
+        busy.allocations - idle.allocations,
+        number(&counted[1], "allocations")
+    );
+    assert_eq!(
+        busy.reallocations - idle.reallocations,
+        number(&counted[1], "reallocations")
+    );
+    assert_eq!(busy.frees - idle.frees, number(&counted[1], "frees"));
+}
+
+/// The allocator in these grandchildren is in no library that the command itself could have announced.
+#[test]
+fn a_grandchild_with_an_unforeseen_allocator_is_counted_from_its_first_instruction() {
+    let scratch = Scratch::new();
+    let program = scratch.copy(
+        &build("counts.c", "musl-gcc", &["-static"], "musl-tools"),
+        "unforeseen",
+        0o755,
+    );
+    let program = text(&program);
+    let traced = trace(&["sh", "-c", &format!("p={program}; $p 0; $p 1000; true")]);
+    traced.finished.exited(0);
+    let counted = traced.finished.objects();
+    let heaps = [0, 1].map(|run: usize| heap(traced.process(number(&counted[run], "pid"))));
+    assert_eq!(
+        heaps[1].allocations - heaps[0].allocations,
+        number(&counted[1], "allocations")
+    );
+    assert_eq!(
+        heaps[1].frees - heaps[0].frees,
+        number(&counted[1], "frees")
+    );
+}
+
+fn five_hundred(how: &str) -> (Traced, u64) {
+    let traced = trace(&[text(&workload("children.c")).as_str(), "500", how]);
+    traced.finished.exited(0);
+    assert_eq!(number(&traced.finished.object(), "failed"), 0);
+    let parent = number(&traced.finished.object(), "pid");
+    assert_eq!(
+        traced.document.processes.len(),
+        501,
+        "dropped: {}",
+        traced.document.coverage.processes_dropped
+    );
+    traced.nothing_lost();
+    (traced, parent)
+}
+
+fn children(traced: &Traced, parent: u64) -> impl Iterator<Item = &Process> {
+    traced
+        .document
+        .processes
+        .iter()
+        .filter(move |process| u64::from(process.parent_pid) == parent)
+}
+
+#[test]
+fn five_hundred_forked_children_each_have_their_allocations_and_the_heap_they_inherited() {
+    let (traced, parent) = five_hundred("fork");
+    assert_eq!(children(&traced, parent).count(), 500);
+    let live = heap(traced.process(parent)).live_blocks;
+    assert_eq!(live, 5);
+    for child in children(&traced, parent) {
+        let heap = heap(child);
+        assert_eq!(
+            (heap.allocations, heap.live_blocks),
+            (10, live + 10),
+            "{}",
+            child.pid
+        );
+        assert_eq!(child.exit.and_then(|exit| exit.code), Some(0));
+    }
+}
+
+#[test]
+fn five_hundred_executed_children_each_have_their_allocations_and_no_other() {
+    let (traced, parent) = five_hundred("exec");
+    assert_eq!(children(&traced, parent).count(), 500);
+    for child in children(&traced, parent) {
+        let heap = heap(child);
+        assert_eq!(
+            (heap.allocations, heap.live_blocks, heap.live_bytes),
+            (10, 10, 1000),
+            "{}",
+            child.pid
+        );
+        assert!(
+            child.faults.minor > 0 && child.address_space.reserved_bytes > 0,
+            "{}",
+            child.pid
+        );
+    }
+}
+
+#[test]
+fn processes_are_in_order_of_start_the_command_first() {
+    let (traced, parent) = five_hundred("fork");
+    let starts = traced
+        .document
+        .processes
+        .iter()
+        .map(|process| process.start_time_ns);
+    assert!(starts.is_sorted());
+    assert_eq!(u64::from(traced.first().pid), parent);
+    let process = traced.first();
+    assert_eq!(
+        process.command_line[1..],
+        ["500", "fork"],
+        "{:?}",
+        process.command_line
+    );
+    assert!(
+        process.exe.contains("children") && process.cgroup.starts_with('/'),
+        "{process:?}"
+    );
+}
+
+#[test]
+fn without_following_only_the_command_is_reported() {
+    let program = text(&workload("children.c"));
+    let traced = trace_with(&["--no-follow"], &[program.as_str(), "20", "fork"]);
+    traced.finished.exited(0);
+    assert_eq!(number(&traced.finished.object(), "failed"), 0);
+    assert_eq!(traced.document.processes.len(), 1);
+    assert_eq!(traced.heap().allocations, 5);
+}
+
+#[test]
+fn exec_starts_a_new_heap_in_the_same_process() {
+    let program = text(&workload("counts.c"));
+    let traced = trace(&["sh", "-c", &format!("exec {program} 1000")]);
+    traced.finished.exited(0);
+    assert_eq!(traced.document.processes.len(), 1);
+    let direct = trace(&[program.as_str(), "1000"]);
+    assert_eq!(
+        traced.heap().live_blocks,
+        direct.heap().live_blocks,
+        "blocks of the shell are gone"
+    );
+    assert_eq!(traced.heap().live_bytes, direct.heap().live_bytes);
+}
+
+#[test]
+fn the_way_a_process_ended_is_reported() {
+    let traced = trace(&["sh", "-c", "sh -c 'exit 9'; sh -c 'kill -USR1 $$'; exit 4"]);
+    traced.finished.exited(4);
+    let ends: Vec<_> = traced
+        .document
+        .processes
+        .iter()
+        .map(|process| process.exit.expect("ended"))
+        .collect();
+    let ends: Vec<_> = ends.iter().map(|exit| (exit.code, exit.signal)).collect();
+    assert_eq!(ends, [(Some(4), None), (Some(9), None), (None, Some(10))]);
+}
