@@ -25,6 +25,7 @@ pub struct Event {
 }
 
 /// The kinds of [`Event`]. Large payloads are boxed: the hot ones fit into 48 bytes.
+#[expect(missing_docs, reason = "each variant's comment speaks of its fields")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum EventKind {
     /// A block was handed out.

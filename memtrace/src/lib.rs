@@ -10,12 +10,15 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod cli;
 pub mod event;
 pub mod export;
+pub mod model;
 pub mod probe;
 pub mod report;
 pub mod seed;
 pub mod stack;
 pub mod store;
 pub mod stream;
+pub mod trace;
 pub mod units;

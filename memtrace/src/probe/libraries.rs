@@ -50,6 +50,19 @@ pub fn files(command: &Path) -> Vec<PathBuf> {
     search.found
 }
 
+/// The C libraries of this machine.
+pub fn c_libraries() -> Vec<PathBuf> {
+    let mut search = Search { directories: directories(), seen: HashSet::new(), found: Vec::new() };
+    for name in C_LIBRARIES {
+        search.add_library(OsStr::new(name), &[]);
+    }
+    search.found.retain(|path| {
+        // A C library needs a loader beside it, which is another file.
+        path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libc"))
+    });
+    search.found
+}
+
 struct Search {
     directories: Vec<PathBuf>,
     seen: HashSet<PathBuf>,

@@ -6,6 +6,7 @@
 pub mod allocator;
 pub mod btf;
 mod candidate;
+pub mod check;
 pub mod error;
 pub mod fault;
 pub mod flow;

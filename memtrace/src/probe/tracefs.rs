@@ -59,20 +59,24 @@ impl Tracefs {
 
     /// Removes definitions that a memtrace left when it was killed.
     pub fn purge(&self) -> io::Result<()> {
-        for line in self.read("uprobe_events")?.lines() {
-            let Some(name) = line.split_whitespace().next().and_then(|word| word.split_once(':')) else {
-                continue;
-            };
-            let owner = name.1.strip_prefix(GROUP).and_then(|rest| rest.split_once('/'));
+        for name in self.definitions()? {
+            let owner = name.strip_prefix(GROUP).and_then(|rest| rest.split_once('/'));
             let Some(Ok(pid)) = owner.map(|(pid, _)| pid.parse::<u32>()) else { continue };
-            if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            if !std::path::Path::new(&format!("/proc/{pid}")).exists()
+                && let Err(error) = self.append(&format!("-:{name}"))
+            {
                 // It may be busy for a moment yet, or another memtrace removes it at the same time.
-                if let Err(error) = self.append(&format!("-:{}", name.1)) {
-                    log::debug!("{} stays defined: {error}", name.1);
-                }
+                log::debug!("{name} stays defined: {error}");
             }
         }
         Ok(())
+    }
+
+    /// Names of the uprobe events defined now, by whomever.
+    pub fn definitions(&self) -> io::Result<Vec<String>> {
+        let text = self.read("uprobe_events")?;
+        let name = |line: &str| Some(line.split_whitespace().next()?.split_once(':')?.1.to_owned());
+        Ok(text.lines().filter_map(name).collect())
     }
 
     fn append(&self, line: &str) -> io::Result<()> {

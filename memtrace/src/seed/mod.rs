@@ -3,16 +3,19 @@
 
 use std::path::Path;
 
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_gettime},
+};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
 
 use crate::event::{Event, EventKind, Pid, SmapsRegion, Started};
 
 /// Now, on the clock of all events.
 pub fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is ours; CLOCK_MONOTONIC always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    // CLOCK_MONOTONIC always exists: clock_gettime(2).
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or(TimeSpec::new(0, 0));
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
 /// Threads of a process now; empty when it is gone.

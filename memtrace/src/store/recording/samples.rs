@@ -80,10 +80,12 @@ fn heap() -> Vec<EventKind> {
         EventKind::HeapProbes {
             allocator: "jemalloc".into(),
             unavailable: None,
+            late: true,
         },
         EventKind::HeapProbes {
             allocator: "".into(),
             unavailable: Some("stripped".into()),
+            late: false,
         },
     ]);
     kinds
