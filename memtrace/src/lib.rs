@@ -8,5 +8,8 @@
 //!                                           └→ store (replay gives the same Events to the same Model)
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod event;
+pub mod model;
 pub mod report;
