@@ -51,7 +51,7 @@ impl Source {
 }
 
 /// An address space.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct AddressSpace {
     pub(super) regions: Intervals,
     pub(super) pages: Pages,
@@ -123,6 +123,11 @@ impl AddressSpace {
     /// Resident bytes of a mapping.
     pub fn resident_bytes(&self, start: u64, region: &Region) -> u64 {
         self.pages.count_in(start / PAGE..region.end / PAGE) * PAGE
+    }
+
+    /// The kind of the mapping that holds `address`.
+    pub fn kind_at(&self, address: u64) -> Option<Kind> {
+        self.regions.at(address).map(|(_, region)| region.kind)
     }
 
     /// The pages of `range` are not resident any more.

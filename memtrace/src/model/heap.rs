@@ -44,6 +44,16 @@ pub struct Counts {
     pub implied_frees: u64,
 }
 
+impl Counts {
+    /// Releases of blocks that were not known. `trusted`: every event since the heap's first block was
+    /// seen, so that an unknown free is the program's mistake and not the trace's gap.
+    pub fn unmatched(&self, trusted: bool) -> u64 {
+        let mistakes = self.unknown_frees.saturating_add(self.repeated_frees);
+        self.unknown_reallocations
+            .saturating_add(if trusted { 0 } else { mistakes })
+    }
+}
+
 /// A heap.
 #[derive(Debug, Default)]
 pub struct Heap {

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// An smaps listing that is not complete yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Reading {
     /// When reading began.
     begun_ns: u64,

@@ -190,7 +190,7 @@ mod tests {
 
     const BASE: u64 = 0x7000_0000_0000;
 
-    pub(super) fn totals(file: u64, anonymous: u64, shared: u64, mapped: u64) -> MemoryTotals {
+    fn totals(file: u64, anonymous: u64, shared: u64, mapped: u64) -> MemoryTotals {
         MemoryTotals {
             file_bytes: file * PAGE,
             anonymous_bytes: anonymous * PAGE,
