@@ -1,0 +1,111 @@
+//! What was seen of the traced processes, and what was not.
+
+use std::collections::BTreeMap;
+
+use crate::report::document;
+
+/// Running counts of what reports say under `coverage`.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    /// Events applied.
+    pub events: u64,
+    /// Processes dropped to bound memory.
+    pub processes_dropped: u64,
+    /// Unmatched frees of heaps that are gone (exec, dropped processes).
+    pub unmatched_frees: u64,
+    /// Blocks of such heaps whose address was handed out again without a free.
+    pub implied_frees: u64,
+    lost: u64,
+    undecodable: u64,
+    truncated: bool,
+    by_reason: BTreeMap<Box<str>, u64>,
+    probes: Vec<document::Probe>,
+}
+
+impl Coverage {
+    /// `count` things named by `reason` happened.
+    pub fn count(&mut self, reason: &str, count: u64, loss: bool) {
+        match reason {
+            "truncated" => {
+                self.truncated = true;
+                return;
+            }
+            "undecodable" => {
+                self.undecodable = self.undecodable.saturating_add(count);
+                return;
+            }
+            _ => {}
+        }
+        if loss {
+            self.lost = self.lost.saturating_add(count);
+        }
+        let sum = self.by_reason.entry(reason.into()).or_default();
+        *sum = sum.saturating_add(count);
+    }
+
+    /// The state of a probe; a later one replaces an earlier one of the same name.
+    pub fn probe(&mut self, name: &str, attached: bool, reason: Option<&str>) {
+        let probe = document::Probe {
+            name: name.to_owned(),
+            attached,
+            reason: reason.map(str::to_owned),
+        };
+        match self.probes.iter_mut().find(|old| old.name == name) {
+            Some(old) => *old = probe,
+            None => self.probes.push(probe),
+        }
+    }
+
+    /// For the report, with what the heaps that are still there add.
+    pub fn document(&self, unmatched_frees: u64, implied_frees: u64) -> document::Coverage {
+        let mut lost_by_reason: BTreeMap<String, u64> = self
+            .by_reason
+            .iter()
+            .map(|(reason, count)| (reason.to_string(), *count))
+            .collect();
+        let implied = self.implied_frees.saturating_add(implied_frees);
+        if implied > 0 {
+            *lost_by_reason.entry("implied_free".to_owned()).or_default() += implied;
+        }
+        document::Coverage {
+            events: self.events,
+            lost: self.lost,
+            truncated: self.truncated,
+            lost_by_reason,
+            undecodable: self.undecodable,
+            unmatched_frees: self.unmatched_frees.saturating_add(unmatched_frees),
+            probes: self.probes.clone(),
+            processes_dropped: self.processes_dropped,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_summed_and_only_losses_are_lost() {
+        let mut coverage = Coverage::default();
+        coverage.count("ring_full_fault", 3, true);
+        coverage.count("ring_full_fault", 4, true);
+        coverage.count("stack_truncated", 9, false);
+        coverage.count("undecodable", 2, false);
+        coverage.count("truncated", 1, false);
+        coverage.probe("malloc", true, None);
+        coverage.probe("malloc", false, Some("gone"));
+        let document = coverage.document(5, 6);
+        assert_eq!((document.lost, document.undecodable), (7, 2));
+        assert!(document.truncated);
+        let reasons: Vec<(&str, u64)> = document
+            .lost_by_reason
+            .iter()
+            .map(|(reason, count)| (reason.as_str(), *count))
+            .collect();
+        let expected = [("implied_free", 6), ("ring_full_fault", 7), ("stack_truncated", 9)];
+        assert_eq!(reasons, expected);
+        assert_eq!(document.unmatched_frees, 5);
+        assert_eq!(document.probes.len(), 1);
+        assert_eq!(document.probes[0].reason.as_deref(), Some("gone"));
+    }
+}

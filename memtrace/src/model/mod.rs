@@ -1,0 +1,403 @@
+//! The model: what the events of a trace add up to.
+//!
+//! [`Model::apply`] takes one [`Event`] after the other and cannot fail: a free without an allocation,
+//! a fault outside every mapping, an event of a process nobody announced are data, and are counted.
+//! There is no I/O, no clock and no logging in here, so a recording gives the same numbers as the live
+//! trace it was made of. Memory is bounded by [`Limits`] for what has ended and by what lives for the
+//! rest; nothing is kept per event.
+//!
+//! A process is a pid and a start time. It lives in a [`process::Space`], an address space with its
+//! heap: fork copies it, vfork shares it, exec makes a new one.
+
+mod address_space;
+mod blocks;
+mod calls;
+mod coverage;
+mod document;
+mod fault;
+mod freed;
+mod heap;
+mod intervals;
+mod lifecycle;
+mod pages;
+mod process;
+mod reconcile;
+mod region;
+mod site;
+mod timeline;
+mod totals;
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+use crate::event::{Event, EventKind, Machine, Pid, StackId, Symbol};
+
+use self::{
+    blocks::Block,
+    coverage::Coverage,
+    fault::FaultStats,
+    process::{HeapSeen, Image, ImageId, Process, ProcessId, Space, SpaceId, replay},
+    site::Sites,
+};
+
+/// Bounds on what the model keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Exited processes with a row of their own; beyond it the oldest are dropped and counted.
+    pub exited_processes: usize,
+    /// Points in the timeline of a running process.
+    pub timeline_points: usize,
+    /// Points in the timeline of an exited one.
+    pub exited_timeline_points: usize,
+    /// Allocation sites kept for an exited process, those with most bytes.
+    pub exited_sites: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            exited_processes: 10_000,
+            timeline_points: 512,
+            exited_timeline_points: 64,
+            exited_sites: 1000,
+        }
+    }
+}
+
+/// One line about a process, for a live view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overview {
+    /// Thread-group id.
+    pub pid: Pid,
+    /// When it started, `CLOCK_MONOTONIC` in nanoseconds.
+    pub start_ns: u64,
+    /// Whether it still runs.
+    pub running: bool,
+    /// Name of the main thread.
+    pub comm: String,
+    /// Bytes mapped.
+    pub reserved_bytes: u64,
+    /// Bytes resident.
+    pub committed_bytes: u64,
+    /// Bytes in live blocks; `None` where the heap is not seen.
+    pub heap_live_bytes: Option<u64>,
+    /// Minor faults so far.
+    pub minor: u64,
+    /// Major faults so far.
+    pub major: u64,
+}
+
+/// Everything known about the traced processes.
+#[derive(Debug, Default)]
+pub struct Model {
+    limits: Limits,
+    machine: Machine,
+    now_ns: u64,
+    ended: bool,
+    next_id: u32,
+    /// Ordered by age, since numbers rise.
+    processes: std::collections::BTreeMap<ProcessId, Process>,
+    /// The latest process with a pid.
+    current: FxHashMap<Pid, ProcessId>,
+    /// The first process that tracing launched.
+    command: Option<ProcessId>,
+    spaces: FxHashMap<SpaceId, Space>,
+    images: FxHashMap<ImageId, Image>,
+    /// Ended, but late events may still tell about them; with the time of the end.
+    ending: VecDeque<(u64, ProcessId)>,
+    /// Summarised, oldest first.
+    exited: VecDeque<ProcessId>,
+    sites: Sites,
+    coverage: Coverage,
+    /// Events were lost that may have been anyone's.
+    lossy: bool,
+}
+
+impl Model {
+    /// A model that has seen nothing.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
+    }
+
+    /// Takes in one event.
+    pub fn apply(&mut self, event: &Event) {
+        self.coverage.events += 1;
+        if !self.ended {
+            self.now_ns = self.now_ns.max(event.time_ns);
+        }
+        match &event.kind {
+            EventKind::Machine(machine) => self.machine = (**machine).clone(),
+            EventKind::End => self.ended = true,
+            EventKind::Probe {
+                name,
+                attached,
+                reason,
+            } => self.coverage.probe(name, *attached, reason.as_deref()),
+            EventKind::Counted {
+                reason,
+                count,
+                loss,
+            } => self.count(event.pid, reason, *count, *loss),
+            EventKind::Stack { id, frames, .. } => self.sites.define(*id, frames),
+            EventKind::Started(started) => self.start(event, started),
+            EventKind::Fork {
+                child,
+                shares_memory,
+                comm,
+            } => self.fork(event, *child, *shares_memory, comm),
+            EventKind::Exec { path, comm } => self.exec(event, path, comm),
+            EventKind::Exit { code, signal } => self.exit(event, *code, *signal),
+            _ => self.apply_to_process(event),
+        }
+        self.settle();
+    }
+
+    /// The time of the latest event, or of the end of the trace, in nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// The processes that have not ended, in order of their first event.
+    pub fn running(&self) -> Vec<Pid> {
+        self.processes
+            .values()
+            .filter(|process| process.end_ns.is_none())
+            .map(|process| process.pid)
+            .collect()
+    }
+
+    /// A line per process, in order of their first event.
+    pub fn overview(&self) -> Vec<Overview> {
+        self.processes
+            .values()
+            .filter_map(|process| {
+                let point = match &process.summary {
+                    Some(summary) => summary.row.timeline.last().copied(),
+                    None => self
+                        .spaces
+                        .get(&process.space)
+                        .map(|space| process.point(self.now_ns, space)),
+                }?;
+                Some(Overview {
+                    pid: process.pid,
+                    start_ns: process.start_ns,
+                    running: process.end_ns.is_none(),
+                    comm: process.comm.to_string(),
+                    reserved_bytes: point.reserved_bytes,
+                    committed_bytes: point.committed_bytes,
+                    heap_live_bytes: point.heap_live_bytes,
+                    minor: point.minor,
+                    major: point.major,
+                })
+            })
+            .collect()
+    }
+
+    fn count(&mut self, pid: Pid, reason: &str, count: u64, loss: bool) {
+        self.coverage.count(reason, count, loss);
+        if !loss || count == 0 {
+            return;
+        }
+        let space = self
+            .current
+            .get(&pid)
+            .and_then(|id| self.processes.get(id))
+            .and_then(|process| self.spaces.get_mut(&process.space));
+        match space {
+            Some(space) => space.lossy = true,
+            None => self.lossy = true,
+        }
+    }
+
+    fn apply_to_process(&mut self, event: &Event) {
+        if event.pid == 0 {
+            return;
+        }
+        let id = self.process_id(event);
+        self.release_pending(id, event);
+        let (Some(process), spaces) = (self.processes.get_mut(&id), &mut self.spaces) else {
+            return;
+        };
+        if process.summary.is_some() {
+            self.late(id, event);
+            return;
+        }
+        let Some(space) = spaces.get_mut(&process.space) else {
+            return;
+        };
+        match &event.kind {
+            EventKind::Alloc {
+                address,
+                size,
+                stack,
+                ..
+            } => {
+                let block = block(&mut self.sites, event, *size, *stack);
+                space.heap.allocate(*address, block);
+            }
+            EventKind::Realloc {
+                entered_ns,
+                old_address,
+                new_address,
+                size,
+                stack,
+            } => {
+                let block = block(&mut self.sites, event, *size, *stack);
+                space
+                    .heap
+                    .reallocate(*entered_ns, *old_address, *new_address, block);
+            }
+            EventKind::Free { address } => space.heap.free(*address),
+            EventKind::AllocFailed { .. } => space.heap.fail(),
+            EventKind::Symbol(symbol) => self.name_address(id, symbol),
+            _ => apply_to_memory(process, space, event),
+        }
+        self.sample(id, event.time_ns);
+    }
+
+    fn name_address(&mut self, id: ProcessId, symbol: &Symbol) {
+        if let Some(process) = self.processes.get(&id) {
+            self.images
+                .entry(process.image)
+                .or_default()
+                .symbols
+                .insert(symbol.address, symbol.clone());
+        }
+    }
+
+    /// Applies what was held back if `event` shows that it belongs to the present program.
+    fn release_pending(&mut self, id: ProcessId, event: &Event) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        if !process.releases(event) {
+            return;
+        }
+        if let EventKind::Fault { access, .. } = &event.kind
+            && access.kernel
+        {
+            return;
+        }
+        let pending = std::mem::take(&mut process.pending);
+        if let Some(space) = self.spaces.get_mut(&process.space) {
+            for held in &pending {
+                replay(&mut space.memory, held);
+            }
+        }
+    }
+
+    /// Keeps a point of the timeline, if it is time for one.
+    fn sample(&mut self, id: ProcessId, time_ns: u64) {
+        if let Some(process) = self.processes.get_mut(&id)
+            && process.end_ns.is_none()
+            && process.timeline.is_due(time_ns)
+            && let Some(space) = self.spaces.get(&process.space)
+        {
+            let point = process.point(time_ns, space);
+            process.timeline.record(point);
+        }
+    }
+
+    /// What is still told about a process after it was summarised.
+    fn late(&mut self, id: ProcessId, event: &Event) {
+        if let EventKind::Symbol(symbol) = &event.kind {
+            return self.name_address(id, symbol);
+        }
+        let Some(summary) = self
+            .processes
+            .get_mut(&id)
+            .and_then(|process| process.summary.as_mut())
+        else {
+            return;
+        };
+        match &event.kind {
+            EventKind::FaultTotals(totals) => {
+                let mut stats = FaultStats::default();
+                stats.set_totals(totals);
+                let mut faults = stats.document();
+                let old = std::mem::take(&mut summary.row.faults);
+                let same = |latency: &Option<crate::report::document::Latency>| {
+                    latency.as_ref().map(|latency| latency.count)
+                };
+                if same(&old.latency_ns) == same(&faults.latency_ns) {
+                    faults.latency_ns = old.latency_ns;
+                }
+                faults.by_kind = old.by_kind;
+                summary.row.faults = faults;
+            }
+            EventKind::CommandLine { arguments, .. } => {
+                summary.row.command_line = arguments.to_vec();
+            }
+            EventKind::Cgroup { path } => summary.row.cgroup = path.to_string(),
+            _ => self.coverage.count("event_after_exit", 1, false),
+        }
+    }
+}
+
+fn block(sites: &mut Sites, event: &Event, size: u64, stack: StackId) -> Block {
+    Block {
+        size,
+        time_ns: event.time_ns,
+        site: sites.intern(stack),
+    }
+}
+
+/// Everything but heap events and symbols.
+fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
+    let (time_ns, memory) = (event.time_ns, &mut space.memory);
+    let held = process.hold(event);
+    match &event.kind {
+        EventKind::Fault {
+            address,
+            latency_ns,
+            access,
+            ..
+        } => {
+            let kind = if held {
+                memory
+                    .kind_at(*address)
+                    .unwrap_or_else(|| process.kind_of_pending(*address))
+            } else {
+                memory.fault(time_ns, *address, *access)
+            };
+            process.faults.record(kind, *latency_ns, *access);
+        }
+        EventKind::FaultTotals(totals) => process.faults.set_totals(totals),
+        EventKind::Syscall(call) => memory.call(time_ns, call),
+        EventKind::FileMapped(mapped) if !held => memory.announce(time_ns, mapped),
+        EventKind::SmapsBegin => memory.smaps_begin(time_ns),
+        EventKind::Smaps(region) => memory.smaps_region(region),
+        EventKind::SmapsEnd => memory.smaps_end(),
+        EventKind::Memory(totals) => {
+            let mut totals = **totals;
+            // Another process goes on in this address space.
+            totals.last &= space.users == 1;
+            memory.counters(&totals);
+        }
+        EventKind::CommandLine { arguments, .. } => process.command_line = arguments.to_vec(),
+        EventKind::Cgroup { path } => process.cgroup.clone_from(path),
+        EventKind::Rename { comm } if event.tid == process.pid => process.comm.clone_from(comm),
+        EventKind::HeapProbes { unavailable, .. } => {
+            let seen = match unavailable {
+                None => HeapSeen::Yes,
+                Some(reason) => HeapSeen::No(reason.clone()),
+            };
+            // A break that has grown was grown for blocks that nobody saw.
+            if seen == HeapSeen::Yes
+                && process.heap_seen != HeapSeen::Yes
+                && memory.program_break_bytes() > 0
+            {
+                space.complete = false;
+            }
+            process.heap_seen = seen;
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;
