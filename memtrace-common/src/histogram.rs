@@ -89,7 +89,10 @@ mod tests {
                 let ns = (1u64 << shift) + offset;
                 let index = bucket(ns);
                 assert!(ns <= upper_bound(index), "{ns} above bucket {index}");
-                assert!(index == 0 || ns > upper_bound(index - 1), "{ns} below bucket {index}");
+                assert!(
+                    index == 0 || ns > upper_bound(index - 1),
+                    "{ns} below bucket {index}"
+                );
             }
         }
     }

@@ -63,7 +63,14 @@ pub fn header(kind: Kind) -> Header {
     let ids = bpf_get_current_pid_tgid();
     // SAFETY: the helper takes no argument.
     let time_ns = unsafe { bpf_ktime_get_ns() };
-    Header { kind: kind as u16, flags: 0, pid: (ids >> 32) as u32, tid: ids as u32, extra: 0, time_ns }
+    Header {
+        kind: kind as u16,
+        flags: 0,
+        pid: (ids >> 32) as u32,
+        tid: ids as u32,
+        extra: 0,
+        time_ns,
+    }
 }
 
 /// Puts a record into the ring buffer, or counts it as lost. True if it went in.

@@ -107,11 +107,18 @@ pub fn fault_end_major(ctx: PerfEventContext) -> u32 {
 
 #[inline(always)]
 fn end(ctx: &PerfEventContext, major: u16) -> u32 {
-    let Some((pid, target)) = target::current() else { return 0 };
+    let Some((pid, target)) = target::current() else {
+        return 0;
+    };
     let mut header = header(Kind::Fault);
     // SAFETY: the context is valid while the program runs.
     let (address, cs, ip) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs, (*ctx.ctx).regs.rip) };
-    let mut record = Fault { header, address, ip, latency_ns: u64::MAX };
+    let mut record = Fault {
+        header,
+        address,
+        ip,
+        latency_ns: u64::MAX,
+    };
     if cs & 3 == 0 {
         header.flags |= FAULT_KERNEL;
     }
@@ -134,7 +141,10 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
 /// Counts the fault where a full ring buffer cannot lose it.
 #[inline(always)]
 fn tally(pid: u32, target: Target, fault: &Fault) {
-    let key = HistogramKey { pid, start_low: target.start_ns as u32 };
+    let key = HistogramKey {
+        pid,
+        start_low: target.start_ns as u32,
+    };
     let Some(histogram) = HISTOGRAMS.get_ptr_mut(&key) else {
         count(Counter::HistogramMissing);
         return;
@@ -142,7 +152,12 @@ fn tally(pid: u32, target: Target, fault: &Fault) {
     // SAFETY: map values are 8-byte aligned and every field is a u64; additions are atomic, so that
     // threads of a process on several CPUs do not lose one.
     unsafe {
-        let FaultHistogramFields { mode, sum, untimed, buckets } = fields(histogram, fault.header.flags);
+        let FaultHistogramFields {
+            mode,
+            sum,
+            untimed,
+            buckets,
+        } = fields(histogram, fault.header.flags);
         add(mode, 1);
         if fault.latency_ns == u64::MAX {
             add(untimed, 1);

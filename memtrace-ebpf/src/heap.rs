@@ -7,7 +7,9 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::pt_regs,
-    helpers::{bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user},
+    helpers::{
+        bpf_get_attach_cookie, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
+    },
     macros::{map, uprobe, uretprobe},
     maps::Array,
     programs::{ProbeContext, RetProbeContext},
@@ -55,7 +57,9 @@ const TRAMPOLINE: u64 = 0x7fff_ffff_e000;
 /// Entry of a function that allocates or frees.
 #[uprobe]
 pub fn heap_enter(ctx: ProbeContext) -> u32 {
-    let Some(call) = Call::enter(ctx.as_ptr()) else { return 0 };
+    let Some(call) = Call::enter(ctx.as_ptr()) else {
+        return 0;
+    };
     if call.point.function == Function::Free as u32 {
         call.free();
     } else {
@@ -120,7 +124,14 @@ impl<'a> Call<'a> {
         if tail_jump {
             return None;
         }
-        Some(Self { regs, point, slot, tid, frame, caller })
+        Some(Self {
+            regs,
+            point,
+            slot,
+            tid,
+            frame,
+            caller,
+        })
     }
 
     /// A block is given back: recorded before it can belong to another.
@@ -128,7 +139,10 @@ impl<'a> Call<'a> {
     fn free(self) {
         let address = self.regs.rdi;
         if address != 0 {
-            let record = Free { header: header(Kind::Free), address };
+            let record = Free {
+                header: header(Kind::Free),
+                address,
+            };
             emit(record, Counter::LostFree, Urgency::Usual);
         }
     }
@@ -136,9 +150,20 @@ impl<'a> Call<'a> {
     /// Remembers the arguments until the return.
     #[inline(always)]
     fn begin(self) {
-        let Self { regs, point, slot, tid, frame, caller } = self;
+        let Self {
+            regs,
+            point,
+            slot,
+            tid,
+            frame,
+            caller,
+        } = self;
         if slot.function != 0 {
-            count(if slot.tid == tid { Counter::CallAbandoned } else { Counter::SlotCollision });
+            count(if slot.tid == tid {
+                Counter::CallAbandoned
+            } else {
+                Counter::SlotCollision
+            });
         }
         let (pointer, size) = arguments(regs, point.function);
         slot.tid = tid;
@@ -155,7 +180,14 @@ impl<'a> Call<'a> {
         } else {
             0
         };
-        slot.stack = stack::intern(regs, if caller & !0xfff == TRAMPOLINE { 0 } else { caller });
+        slot.stack = stack::intern(
+            regs,
+            if caller & !0xfff == TRAMPOLINE {
+                0
+            } else {
+                caller
+            },
+        );
     }
 }
 
@@ -223,11 +255,28 @@ fn emit_result(slot: &CallSlot, function: u32, result: u64) {
     let (size, stack) = (slot.size, slot.stack);
     if result == 0 {
         if reallocates && size == 0 {
-            let header = Header { time_ns: slot.entered_ns, ..header(Kind::Free) };
-            emit(Free { header, address: slot.pointer }, Counter::LostFree, Urgency::Usual);
+            let header = Header {
+                time_ns: slot.entered_ns,
+                ..header(Kind::Free)
+            };
+            emit(
+                Free {
+                    header,
+                    address: slot.pointer,
+                },
+                Counter::LostFree,
+                Urgency::Usual,
+            );
         } else {
-            let header = Header { extra: function, ..header(Kind::AllocFailed) };
-            emit(AllocFailed { header, size }, Counter::LostAllocation, Urgency::Usual);
+            let header = Header {
+                extra: function,
+                ..header(Kind::AllocFailed)
+            };
+            emit(
+                AllocFailed { header, size },
+                Counter::LostAllocation,
+                Urgency::Usual,
+            );
         }
     } else if reallocates {
         let record = Realloc {
@@ -240,8 +289,16 @@ fn emit_result(slot: &CallSlot, function: u32, result: u64) {
         };
         emit(record, Counter::LostReallocation, Urgency::Usual);
     } else {
-        let header = Header { extra: function, ..header(Kind::Alloc) };
-        let record = Alloc { header, address: result, size, stack };
+        let header = Header {
+            extra: function,
+            ..header(Kind::Alloc)
+        };
+        let record = Alloc {
+            header,
+            address: result,
+            size,
+            stack,
+        };
         emit(record, Counter::LostAllocation, Urgency::Usual);
     }
 }

@@ -7,7 +7,10 @@
 //! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `stack`.
 #![cfg_attr(
     target_arch = "bpf",
-    expect(unstable_features, reason = "inline assembly for BPF is not stable yet"),
+    expect(
+        unstable_features,
+        reason = "inline assembly for BPF is not stable yet"
+    ),
     feature(asm_experimental_arch)
 )]
 #![no_std]

@@ -48,19 +48,37 @@ pub fn field<T>(base: u64, offset: u32) -> Option<T> {
 /// `task:task_newtask(task, clone_flags)`, at the end of copy_process() in the parent, before the child runs.
 #[raw_tracepoint]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-    let Some((_, parent)) = target::current() else { return 0 };
+    let Some((_, parent)) = target::current() else {
+        return 0;
+    };
     let (task, clone_flags): (u64, u64) = (ctx.arg(0), ctx.arg(1));
-    let Some(child) = field::<u32>(task, offsets().task_pid) else { return 0 };
+    let Some(child) = field::<u32>(task, offsets().task_pid) else {
+        return 0;
+    };
     let comm = field(task, offsets().task_comm).unwrap_or_default();
     let mut header = header(Kind::Fork);
     header.extra = child;
     if clone_flags & CLONE_THREAD == 0 && parent.flags & FOLLOW != 0 {
-        let child_target = Target { start_ns: header.time_ns, flags: parent.flags };
+        let child_target = Target {
+            start_ns: header.time_ns,
+            flags: parent.flags,
+        };
         if !target::follow(child, child_target) {
-            warn!(&ctx, "process {} is not followed: the table of traced processes is full", child);
+            warn!(
+                &ctx,
+                "process {} is not followed: the table of traced processes is full", child
+            );
         }
     }
-    emit(Fork { header, clone_flags, comm }, Counter::LostProcess, Urgency::Usual);
+    emit(
+        Fork {
+            header,
+            clone_flags,
+            comm,
+        },
+        Counter::LostProcess,
+        Urgency::Usual,
+    );
     0
 }
 
@@ -70,7 +88,9 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     if target::current().is_none() {
         return 0;
     }
-    let Some(scratch) = EXECS.get_ptr_mut(0) else { return 0 };
+    let Some(scratch) = EXECS.get_ptr_mut(0) else {
+        return 0;
+    };
     // SAFETY: raw tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
     let record = unsafe { &mut *scratch };
     record.header = header(Kind::Exec);
@@ -85,7 +105,9 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     }
     emit_copy(record, Counter::LostProcess, Urgency::Now);
     residency::emit_totals(0);
-    let Some(scratch) = ARGUMENTS.get_ptr_mut(0) else { return 0 };
+    let Some(scratch) = ARGUMENTS.get_ptr_mut(0) else {
+        return 0;
+    };
     // SAFETY: as above.
     let record = unsafe { &mut *scratch };
     if read_arguments(record).is_some() {
@@ -102,7 +124,11 @@ fn read_arguments(record: &mut Arguments) -> Option<()> {
     let start: u64 = field(mm, offsets.mm_arg_start)?;
     let end: u64 = field(mm, offsets.mm_arg_start.wrapping_add(8))?;
     let length = end.checked_sub(start)?;
-    let kept = if length > ARGUMENT_BYTES as u64 { ARGUMENT_BYTES as u64 } else { length };
+    let kept = if length > ARGUMENT_BYTES as u64 {
+        ARGUMENT_BYTES as u64
+    } else {
+        length
+    };
     record.header = header(Kind::Arguments);
     record.header.extra = kept as u32;
     record.header.flags = u16::from(length > ARGUMENT_BYTES as u64);
@@ -111,7 +137,8 @@ fn read_arguments(record: &mut Arguments) -> Option<()> {
     }
     let kept = (kept as usize).min(ARGUMENT_BYTES);
     // SAFETY: the helper checks the user address; the destination is within the scratch record.
-    unsafe { bpf_probe_read_user_buf(start as *const u8, record.bytes.get_unchecked_mut(..kept)) }.ok()
+    unsafe { bpf_probe_read_user_buf(start as *const u8, record.bytes.get_unchecked_mut(..kept)) }
+        .ok()
 }
 
 /// `mm_struct` of the current task; `None` for kernel threads and where BTF does not tell.
@@ -125,7 +152,9 @@ pub fn current_mm() -> Option<u64> {
 /// `sched:sched_process_exit`, in the thread that ends.
 #[raw_tracepoint]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
-    let Some((pid, _)) = target::current() else { return 0 };
+    let Some((pid, _)) = target::current() else {
+        return 0;
+    };
     let offsets = offsets();
     // SAFETY: the helper takes no argument.
     let task = unsafe { bpf_get_current_task() };
@@ -145,7 +174,15 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     let status: i32 = field(task, offsets.task_exit_code).unwrap_or(0);
     let comm = ctx.command().unwrap_or_default();
     let urgency = if last { Urgency::Now } else { Urgency::Usual };
-    emit(Exit { header, status: status as u32 as u64, comm }, Counter::LostProcess, urgency);
+    emit(
+        Exit {
+            header,
+            status: status as u32 as u64,
+            comm,
+        },
+        Counter::LostProcess,
+        urgency,
+    );
     0
 }
 
@@ -155,7 +192,9 @@ pub fn process_rename(ctx: RawTracePointContext) -> i32 {
     if target::current().is_none() {
         return 0;
     }
-    let Some(tid) = field::<u32>(ctx.arg(0), offsets().task_pid) else { return 0 };
+    let Some(tid) = field::<u32>(ctx.arg(0), offsets().task_pid) else {
+        return 0;
+    };
     let mut comm = [0u8; 16];
     let name: u64 = ctx.arg(1);
     // SAFETY: the helper checks every byte it reads.
@@ -164,7 +203,11 @@ pub fn process_rename(ctx: RawTracePointContext) -> i32 {
     }
     let mut header = header(Kind::Rename);
     header.tid = tid;
-    emit(Rename { header, comm }, Counter::LostProcess, Urgency::Usual);
+    emit(
+        Rename { header, comm },
+        Counter::LostProcess,
+        Urgency::Usual,
+    );
     0
 }
 

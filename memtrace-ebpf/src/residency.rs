@@ -35,7 +35,9 @@ pub fn memory_before_signal(ctx: RawTracePointContext) -> i32 {
     }
     let signal: i32 = ctx.arg(0);
     // sa_handler is the first field of struct k_sigaction (include/linux/signal_types.h).
-    let Some(handler) = field::<u64>(ctx.arg(2), 0) else { return 0 };
+    let Some(handler) = field::<u64>(ctx.arg(2), 0) else {
+        return 0;
+    };
     // SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG and SIGWINCH end nothing: signal(7).
     let harmless = matches!(signal, 17..=23 | 28);
     if handler == 0 && !harmless {
@@ -89,7 +91,8 @@ fn counter(mm: u64, member: u32) -> Option<i64> {
     if offsets.mm_rss_stat == UNKNOWN {
         return None;
     }
-    let base = mm + u64::from(offsets.mm_rss_stat) + u64::from(member) * u64::from(offsets.rss_stride);
+    let base =
+        mm + u64::from(offsets.mm_rss_stat) + u64::from(member) * u64::from(offsets.rss_stride);
     let mut sum: i64 = field(base, offsets.rss_count)?;
     if offsets.rss_percpu != UNKNOWN && summable() {
         let parts: u64 = field(base, offsets.rss_percpu)?;

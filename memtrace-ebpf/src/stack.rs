@@ -54,8 +54,11 @@ pub fn intern(regs: &pt_regs, caller: u64) -> u64 {
         header.flags = STACK_TRUNCATED;
         count(Counter::StackTruncated);
     }
-    if emit(Stack { header, id, frames }, Counter::LostStack, Urgency::Usual)
-        && STACKS.insert(&id, &1, u64::from(BPF_ANY)).is_err()
+    if emit(
+        Stack { header, id, frames },
+        Counter::LostStack,
+        Urgency::Usual,
+    ) && STACKS.insert(&id, &1, u64::from(BPF_ANY)).is_err()
     {
         count(Counter::StacksFull);
     }

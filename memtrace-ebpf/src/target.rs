@@ -42,8 +42,14 @@ pub fn follow(pid: u32, target: Target) -> bool {
         count(Counter::TargetsFull);
         return false;
     }
-    let key = HistogramKey { pid, start_low: target.start_ns as u32 };
-    if HISTOGRAMS.insert(&key, &EMPTY, u64::from(BPF_NOEXIST)).is_err() {
+    let key = HistogramKey {
+        pid,
+        start_low: target.start_ns as u32,
+    };
+    if HISTOGRAMS
+        .insert(&key, &EMPTY, u64::from(BPF_NOEXIST))
+        .is_err()
+    {
         count(Counter::HistogramMissing);
     }
     true

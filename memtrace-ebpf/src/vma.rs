@@ -107,7 +107,9 @@ const MAP_ANONYMOUS: u64 = 0x20;
 #[raw_tracepoint]
 pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     let regs: u64 = ctx.arg(0);
-    let Some(number) = field::<u64>(regs, ORIG_RAX) else { return 0 };
+    let Some(number) = field::<u64>(regs, ORIG_RAX) else {
+        return 0;
+    };
     let Some(call) = call(number) else { return 0 };
     if target::current().is_none() {
         return 0;
@@ -125,14 +127,24 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
         header,
         entered_ns: slot.entered_ns,
         result: ctx.arg(1),
-        arguments: [argument(0), argument(1), argument(2), argument(3), argument(4)],
+        arguments: [
+            argument(0),
+            argument(1),
+            argument(2),
+            argument(3),
+            argument(4),
+        ],
         offset: if call == Call::Mmap { argument(5) } else { 0 },
     };
     // A new library may hold an allocator that is not probed yet.
     let library = call == Call::Mmap
         && record.arguments[2] & PROT_EXEC != 0
         && record.arguments[3] & MAP_ANONYMOUS == 0;
-    let urgency = if library { Urgency::Now } else { Urgency::Usual };
+    let urgency = if library {
+        Urgency::Now
+    } else {
+        Urgency::Usual
+    };
     emit(record, Counter::LostSyscall, urgency);
     0
 }

@@ -29,17 +29,37 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum EventKind {
     /// A block was handed out.
-    Alloc { function: Function, address: u64, size: u64, stack: StackId },
+    Alloc {
+        function: Function,
+        address: u64,
+        size: u64,
+        stack: StackId,
+    },
     /// A call asked for `size` bytes and got nothing.
     AllocFailed { function: Function, size: u64 },
     /// The program gives a block back; `time_ns` is the entry of the call.
     Free { address: u64 },
     /// realloc on a block succeeded. From `entered_ns` on, `old_address` may belong to another block.
-    Realloc { entered_ns: u64, old_address: u64, new_address: u64, size: u64, stack: StackId },
+    Realloc {
+        entered_ns: u64,
+        old_address: u64,
+        new_address: u64,
+        size: u64,
+        stack: StackId,
+    },
     /// The frames of a stack; comes before the first event that names it.
-    Stack { id: StackId, frames: Box<[u64]>, truncated: bool },
+    Stack {
+        id: StackId,
+        frames: Box<[u64]>,
+        truncated: bool,
+    },
     /// A page fault was handled.
-    Fault { address: u64, ip: u64, latency_ns: Option<u64>, access: Access },
+    Fault {
+        address: u64,
+        ip: u64,
+        latency_ns: Option<u64>,
+        access: Access,
+    },
     /// The kernel-side histogram of all faults of a process so far; a later one replaces it.
     FaultTotals(Box<FaultTotals>),
     /// A memory system call returned, successfully or not (`result < 0` is an errno).
@@ -57,7 +77,11 @@ pub enum EventKind {
     /// The process was already running, or is about to be launched, when tracing began.
     Started(Box<Started>),
     /// A new process. `shares_memory`: vfork or CLONE_VM, the child lives in its parent's address space.
-    Fork { child: Pid, shares_memory: bool, comm: Box<str> },
+    Fork {
+        child: Pid,
+        shares_memory: bool,
+        comm: Box<str>,
+    },
     /// A new thread of the process.
     ThreadStart { thread: u32 },
     /// A thread ended; not the last one.
@@ -65,22 +89,40 @@ pub enum EventKind {
     /// The process runs another program: its address space, heap and mappings are new.
     Exec { path: Box<str>, comm: Box<str> },
     /// The command line, after `Started` or `Exec`.
-    CommandLine { arguments: Box<[String]>, truncated: bool },
+    CommandLine {
+        arguments: Box<[String]>,
+        truncated: bool,
+    },
     /// A thread was renamed.
     Rename { comm: Box<str> },
     /// The last thread ended.
-    Exit { code: Option<i32>, signal: Option<i32> },
+    Exit {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
     /// The cgroup v2 path of the process (v1: that of the memory controller).
     Cgroup { path: Box<str> },
     /// From now on the heap of this process is seen, or it cannot be and `unavailable` says why.
     /// `late`: the probes were placed after the allocator was mapped, its first calls were not seen.
-    HeapProbes { allocator: Box<str>, unavailable: Option<Box<str>>, late: bool },
+    HeapProbes {
+        allocator: Box<str>,
+        unavailable: Option<Box<str>>,
+        late: bool,
+    },
     /// What symbolization found for an address of a process; empty `functions` says it was looked up in vain.
     Symbol(Box<Symbol>),
     /// `count` events were lost, or `count` other things named by `reason` happened, since the last such event.
-    Counted { reason: Box<str>, count: u64, loss: bool },
+    Counted {
+        reason: Box<str>,
+        count: u64,
+        loss: bool,
+    },
     /// State of a probe.
-    Probe { name: Box<str>, attached: bool, reason: Option<Box<str>> },
+    Probe {
+        name: Box<str>,
+        attached: bool,
+        reason: Option<Box<str>>,
+    },
     /// The machine; first event of a trace.
     Machine(Box<Machine>),
     /// Tracing stopped here: what still runs is reported as of now.

@@ -9,14 +9,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::{
     complain, log_level,
     output::{Place, ReportOptions},
-    run::{DRAIN, TICK, wake},
+    run::{DRAIN, TICK},
     signals::Signals,
     status,
 };
 use crate::{
     probe::object::LoadOptions,
     store::recording::Writer,
-    trace::{Options, Session},
+    trace::{Options, Session, watch},
     units,
 };
 
@@ -43,8 +43,16 @@ impl TraceOptions {
     /// What the session is to do.
     pub fn options(&self, verbose: u8) -> Options {
         let log_level = log_level(verbose);
-        let load = LoadOptions { stacks: !self.no_stacks, log_level, ..LoadOptions::default() };
-        Options { follow: !self.no_follow, heap: !self.no_heap, load }
+        let load = LoadOptions {
+            stacks: !self.no_stacks,
+            log_level,
+            ..LoadOptions::default()
+        };
+        Options {
+            follow: !self.no_follow,
+            heap: !self.no_heap,
+            load,
+        }
     }
 
     /// The recording, if one was asked for.
@@ -74,7 +82,9 @@ impl Attach {
         for &pid in &self.pids {
             session.trace_running(pid)?;
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         runtime.block_on(follow(&mut session, self.duration))?;
         drop(runtime);
         let finished = session.finish();
@@ -88,7 +98,7 @@ impl Attach {
 
 async fn follow(session: &mut Session, duration: Option<Duration>) -> Result<u8> {
     let mut signals = Signals::new().context("cannot take signals over")?;
-    let wake = wake(session)?;
+    let wake = watch::buffer(session).context("cannot watch the ring buffer")?;
     let mut drain = interval(DRAIN);
     drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tick = interval(TICK);
@@ -111,14 +121,6 @@ async fn follow(session: &mut Session, duration: Option<Duration>) -> Result<u8>
         }
     }
     // From here on a second Ctrl-C ends memtrace as it ends any program.
-    default_interrupt();
+    watch::restore_interrupt();
     Ok(status::DONE)
-}
-
-fn default_interrupt() {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: restores a default action; no handler of ours is run any more.
-    if let Err(error) = unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) } {
-        log::debug!("SIGINT keeps its handler: {error}");
-    }
 }

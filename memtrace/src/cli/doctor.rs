@@ -20,12 +20,16 @@ impl Doctor {
     pub fn execute(self) -> Result<u8> {
         let findings = check::all();
         let mut out = io::stdout().lock();
-        let written = findings.iter().try_for_each(|finding| writeln!(out, "{}", Line(finding)));
+        let written = findings
+            .iter()
+            .try_for_each(|finding| writeln!(out, "{}", Line(finding)));
         match written.and_then(|()| out.flush()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
             _ => {}
         }
-        let broken = findings.iter().any(|finding| matches!(finding.state, State::Broken { .. }));
+        let broken = findings
+            .iter()
+            .any(|finding| matches!(finding.state, State::Broken { .. }));
         Ok(if broken { status::FAILED } else { status::DONE })
     }
 }
@@ -50,5 +54,9 @@ impl fmt::Display for Line<'_> {
 }
 
 fn write_remedy(out: &mut fmt::Formatter<'_>, remedy: &str) -> fmt::Result {
-    if remedy.is_empty() { Ok(()) } else { write!(out, "\n         → {remedy}") }
+    if remedy.is_empty() {
+        Ok(())
+    } else {
+        write!(out, "\n         → {remedy}")
+    }
 }

@@ -60,7 +60,11 @@ mod status {
 pub fn main() -> ExitCode {
     let Arguments { verbose, command } = Arguments::parse();
     log_to_stderr(verbose);
-    let failed = if matches!(command, Command::Run(_)) { status::RUN_FAILED } else { status::FAILED };
+    let failed = if matches!(command, Command::Run(_)) {
+        status::RUN_FAILED
+    } else {
+        status::FAILED
+    };
     let done = match command {
         Command::Run(run) => run.execute(verbose),
         Command::Attach(attach) => attach.execute(verbose),

@@ -48,13 +48,20 @@ pub struct ReportOptions {
     baseline: Option<PathBuf>,
 }
 
-fn known_report(name: &str) -> Result<String, report::UnknownReport> {
+pub fn known_report(name: &str) -> Result<String, report::UnknownReport> {
     report::by_name(name).map(|report| report.name().to_owned())
 }
 
 fn known_format(name: &str) -> Result<String, String> {
-    let known: Vec<&str> = ["text"].into_iter().chain(export::ALL.iter().map(|one| one.name())).collect();
-    if known.contains(&name) { Ok(name.to_owned()) } else { Err(format!("there are {}", known.join(", "))) }
+    let known: Vec<&str> = ["text"]
+        .into_iter()
+        .chain(export::ALL.iter().map(|one| one.name()))
+        .collect();
+    if known.contains(&name) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!("there are {}", known.join(", ")))
+    }
 }
 
 /// Where a report goes without `--report-file`.
@@ -86,14 +93,21 @@ impl ReportOptions {
             Some(text) => gate::parse(text).map_err(usage)?,
             None => Vec::new(),
         };
-        let mut output = Output { place, suppressions, conditions, baseline: None, options: self };
+        let mut output = Output {
+            place,
+            suppressions,
+            conditions,
+            baseline: None,
+            options: self,
+        };
         if let Some(path) = output.options.baseline.clone() {
             let mut baseline = super::report::read(&path)?;
             output.filter(&mut baseline);
             output.baseline = Some(baseline);
         }
         if let Some(path) = &output.options.report_file {
-            File::create(path).with_context(|| format!("cannot write the report to {}", path.display()))?;
+            File::create(path)
+                .with_context(|| format!("cannot write the report to {}", path.display()))?;
         }
         Ok(output)
     }
@@ -107,11 +121,16 @@ impl ReportOptions {
 
 /// A wrong argument, told as clap tells one.
 fn usage(error: impl std::fmt::Display) -> anyhow::Error {
-    clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{error}\n")).exit()
+    clap::Error::raw(
+        clap::error::ErrorKind::ValueValidation,
+        format!("{error}\n"),
+    )
+    .exit()
 }
 
 fn suppressions(path: &Path) -> Result<Suppressions> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Suppressions::parse(&text).with_context(|| path.display().to_string())
 }
 
@@ -121,19 +140,28 @@ impl Output {
         let removed = self.filter(&mut document);
         let written = match &self.options.report_file {
             Some(path) => {
-                let style = Style { removed, ..Style::default() };
+                let style = Style {
+                    removed,
+                    ..Style::default()
+                };
                 File::create(path)
                     .and_then(|file| self.render(&document, &style, BufWriter::new(file)))
                     .with_context(|| format!("cannot write the report to {}", path.display()))
             }
-            None => self.print(&document, removed).context("cannot write the report"),
+            None => self
+                .print(&document, removed)
+                .context("cannot write the report"),
         };
         let verdict = gate::evaluate(&self.conditions, &document, self.baseline.as_ref());
         for failure in &verdict.failures {
             complain(&failure.to_string());
         }
         written?;
-        Ok(if verdict.failures.is_empty() { status::DONE } else { status::EXCEEDED })
+        Ok(if verdict.failures.is_empty() {
+            status::DONE
+        } else {
+            status::EXCEEDED
+        })
     }
 
     fn filter(&self, document: &mut Document) -> suppress::Removed {
@@ -144,12 +172,24 @@ impl Output {
     /// To the terminal or pipe. A reader that went away is no failure.
     fn print(&self, document: &Document, removed: suppress::Removed) -> io::Result<()> {
         let (terminal, size) = match self.place {
-            Place::Stderr => (io::stderr().is_terminal(), console::Term::stderr().size_checked()),
-            Place::Stdout => (io::stdout().is_terminal(), console::Term::stdout().size_checked()),
+            Place::Stderr => (
+                io::stderr().is_terminal(),
+                console::Term::stderr().size_checked(),
+            ),
+            Place::Stdout => (
+                io::stdout().is_terminal(),
+                console::Term::stdout().size_checked(),
+            ),
         };
         let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let width = size.map_or(Style::default().width, |(_, columns)| usize::from(columns).max(40));
-        let style = Style { color, width, removed };
+        let width = size.map_or(Style::default().width, |(_, columns)| {
+            usize::from(columns).max(40)
+        });
+        let style = Style {
+            color,
+            width,
+            removed,
+        };
         let written = match self.place {
             Place::Stderr => self.render(document, &style, BufWriter::new(io::stderr().lock())),
             Place::Stdout => self.render(document, &style, BufWriter::new(io::stdout().lock())),
@@ -164,8 +204,12 @@ impl Output {
         match export::by_name(&self.options.format) {
             Some(format) => format.export(document, &mut out)?,
             None => {
-                let mut reports: Vec<&dyn report::Report> =
-                    self.options.kinds.iter().filter_map(|kind| report::by_name(kind).ok()).collect();
+                let mut reports: Vec<&dyn report::Report> = self
+                    .options
+                    .kinds
+                    .iter()
+                    .filter_map(|kind| report::by_name(kind).ok())
+                    .collect();
                 if reports.is_empty() {
                     reports.extend(report::ALL.first());
                 }

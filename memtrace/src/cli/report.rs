@@ -36,7 +36,9 @@ impl Report {
         let output = self.options.with_kind(self.kind).check(Place::Stdout)?;
         let mut document = read(&self.from)?;
         if !self.pids.is_empty() {
-            document.processes.retain(|process| self.pids.contains(&process.pid));
+            document
+                .processes
+                .retain(|process| self.pids.contains(&process.pid));
             if document.processes.is_empty() {
                 anyhow::bail!("{} has no process with that pid", self.from.display());
             }
@@ -59,8 +61,17 @@ pub fn read(path: &Path) -> Result<Document> {
     }
     bar.finish_and_clear();
     if reader.truncated() {
-        let kind = EventKind::Counted { reason: "truncated".into(), count: 1, loss: false };
-        model.apply(&Event { time_ns: 0, pid: 0, tid: 0, kind });
+        let kind = EventKind::Counted {
+            reason: "truncated".into(),
+            count: 1,
+            loss: false,
+        };
+        model.apply(&Event {
+            time_ns: 0,
+            pid: 0,
+            tid: 0,
+            kind,
+        });
     }
     Ok(model.document())
 }

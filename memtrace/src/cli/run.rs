@@ -1,6 +1,6 @@
 //! `memtrace run`: launch, trace from the first instruction, report at exit.
 
-use std::{ffi::OsString, os::fd::OwnedFd, time::Duration};
+use std::{ffi::OsString, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -12,10 +12,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     attach::TraceOptions,
@@ -29,6 +26,7 @@ use crate::{
     trace::{
         Session,
         launch::{self, LaunchError},
+        watch,
     },
 };
 
@@ -43,7 +41,12 @@ pub struct Run {
     #[command(flatten)]
     trace: TraceOptions,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
     command: Vec<OsString>,
 }
 
@@ -56,20 +59,28 @@ enum Ended {
 impl Run {
     /// Runs the command under trace. The result is its exit status.
     pub fn execute(self, verbose: u8) -> Result<u8> {
-        let Some(word) = self.command.first() else { return Ok(status::RUN_FAILED) };
+        let Some(word) = self.command.first() else {
+            return Ok(status::RUN_FAILED);
+        };
         let path = match launch::resolve(word) {
             Ok(path) => path,
             Err(error) => return Ok(refuse(&error)),
         };
         let output = self.trace.report.clone().check(Place::Stderr)?;
         let mut session = Session::new(self.trace.options(verbose), self.trace.recording()?)?;
-        let files = if self.trace.no_heap { Vec::new() } else { libraries::files(&path) };
+        let files = if self.trace.no_heap {
+            Vec::new()
+        } else {
+            libraries::files(&path)
+        };
         let held = launch::hold(&path, &self.command)?;
         if let Err(error) = session.trace_held(held.pid, &files) {
             held.cancel();
             return Err(error.into());
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         runtime.block_on(async {
             let signals = Signals::new().context("cannot take signals over")?;
             if verbose > 0 {
@@ -111,8 +122,8 @@ fn report(session: Session, output: &Output, ended: Ended) -> Result<u8> {
 /// Takes events until the command ends. Ctrl-C reaches the command through its terminal and ends it or not;
 /// the second one ends the trace.
 async fn follow(session: &mut Session, pid: u32, mut signals: Signals) -> Result<Ended> {
-    let wake = wake(session)?;
-    let exit = pidfd(pid).context("cannot watch the command")?;
+    let wake = watch::buffer(session).context("cannot watch the ring buffer")?;
+    let exit = watch::exit(pid).context("cannot watch the command")?;
     let mut drain = interval(DRAIN);
     drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tick = interval(TICK);
@@ -145,28 +156,10 @@ async fn follow(session: &mut Session, pid: u32, mut signals: Signals) -> Result
     }
 }
 
-/// Readable when the stream's buffer fills; the descriptor is a copy, the buffer stays the session's.
-pub(super) fn wake(session: &Session) -> Result<AsyncFd<OwnedFd>> {
-    let descriptor = session.wake().try_clone_to_owned().context("cannot watch the ring buffer")?;
-    AsyncFd::register_with_interest(descriptor, Interest::READABLE).context("cannot watch the ring buffer")
-}
-
-/// Readable when the process ends (pidfd_open(2), since 5.3).
-fn pidfd(pid: u32) -> std::io::Result<AsyncFd<OwnedFd>> {
-    use std::os::fd::FromRawFd as _;
-    // SAFETY: two integers; the descriptor returned is ours.
-    let descriptor = unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd as i32)
-    };
-    AsyncFd::register_with_interest(descriptor, Interest::READABLE)
-}
-
 fn forward(pid: u32, signal: i32) {
-    let Ok(signal) = Signal::try_from(signal) else { return };
+    let Ok(signal) = Signal::try_from(signal) else {
+        return;
+    };
     if let Err(error) = kill(Pid::from_raw(pid as i32), signal) {
         log::debug!("{signal} to pid {pid}: {error}");
     }

@@ -38,13 +38,21 @@ impl Model {
         }
     }
 
+    /// Every process with addresses that want a name, as [`Model::stacks_to_symbolize`] tells them.
+    pub fn addresses_to_symbolize(&self) -> Vec<(Pid, Vec<u64>)> {
+        let mut pids: Vec<Pid> = self.current.keys().copied().collect();
+        pids.sort_unstable();
+        let wanted = pids
+            .into_iter()
+            .map(|pid| (pid, self.stacks_to_symbolize(pid)));
+        wanted
+            .filter(|(_, addresses)| !addresses.is_empty())
+            .collect()
+    }
+
     /// The addresses in stacks of live blocks of a process that no [`Symbol`] has named yet, each once.
     pub fn stacks_to_symbolize(&self, pid: Pid) -> Vec<u64> {
-        let Some(process) = self
-            .current
-            .get(&pid)
-            .and_then(|id| self.processes.get(id))
-        else {
+        let Some(process) = self.current.get(&pid).and_then(|id| self.processes.get(id)) else {
             return Vec::new();
         };
         let sites = match (&process.summary, self.spaces.get(&process.space)) {
@@ -74,15 +82,15 @@ impl Model {
             let summary = process.summary.as_ref()?;
             Some((summary.counts?, summary.complete && !self.lossy))
         });
-        let (unmatched, implied) =
-            spaces
-                .chain(summaries)
-                .fold((0u64, 0u64), |(unmatched, implied), (counts, trusted)| {
-                    (
-                        unmatched.saturating_add(counts.unmatched(trusted)),
-                        implied.saturating_add(counts.implied_frees),
-                    )
-                });
+        let (unmatched, implied) = spaces.chain(summaries).fold(
+            (0u64, 0u64),
+            |(unmatched, implied), (counts, trusted)| {
+                (
+                    unmatched.saturating_add(counts.unmatched(trusted)),
+                    implied.saturating_add(counts.implied_frees),
+                )
+            },
+        );
         self.coverage.document(unmatched, implied)
     }
 

@@ -381,16 +381,15 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
         EventKind::CommandLine { arguments, .. } => process.command_line = arguments.to_vec(),
         EventKind::Cgroup { path } => process.cgroup.clone_from(path),
         EventKind::Rename { comm } if event.tid == process.pid => process.comm.clone_from(comm),
-        EventKind::HeapProbes { unavailable, .. } => {
+        EventKind::HeapProbes {
+            unavailable, late, ..
+        } => {
             let seen = match unavailable {
                 None => HeapSeen::Yes,
                 Some(reason) => HeapSeen::No(reason.clone()),
             };
-            // A break that has grown was grown for blocks that nobody saw.
-            if seen == HeapSeen::Yes
-                && process.heap_seen != HeapSeen::Yes
-                && memory.program_break_bytes() > 0
-            {
+            // Blocks of before are live that nobody saw.
+            if *late && seen == HeapSeen::Yes {
                 space.complete = false;
             }
             process.heap_seen = seen;

@@ -238,7 +238,11 @@ mod tests {
         };
         space.call(15, &unmap);
         space.smaps_end();
-        let starts: Vec<u64> = space.regions.iter().map(|(start, _)| start - BASE).collect();
+        let starts: Vec<u64> = space
+            .regions
+            .iter()
+            .map(|(start, _)| start - BASE)
+            .collect();
         assert_eq!(starts, [0, 0x20_0000]);
         assert_eq!(space.pages.count(), 2);
         assert_eq!(space.regions.at(BASE).unwrap().1.created_ns, 1);

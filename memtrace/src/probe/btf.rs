@@ -35,7 +35,11 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         task_signal: offset("task_struct", "signal"),
         task_exit_code: offset("task_struct", "exit_code"),
         signal_live: offset("signal_struct", "live"),
-        mm_rss_stat: if counter.is_some() { rss.map_or(UNKNOWN, |rss| rss.offset) } else { UNKNOWN },
+        mm_rss_stat: if counter.is_some() {
+            rss.map_or(UNKNOWN, |rss| rss.offset)
+        } else {
+            UNKNOWN
+        },
         rss_stride,
         rss_count,
         rss_percpu,
@@ -61,7 +65,9 @@ fn rss_layout(btf: &Btf, rss: &Member) -> Option<(u32, u32, u32)> {
     match btf.resolve_type_by_id(rss.type_id).ok()? {
         Type::Array(_) => {
             let counter = structure(btf, "percpu_counter")?;
-            let Type::Struct(layout) = &counter else { return None };
+            let Type::Struct(layout) = &counter else {
+                return None;
+            };
             let count = member(btf, "percpu_counter", "count")?.offset;
             let parts = member(btf, "percpu_counter", "counters")?.offset;
             Some((layout.size() as u32, count, parts))
@@ -73,11 +79,15 @@ fn rss_layout(btf: &Btf, rss: &Member) -> Option<(u32, u32, u32)> {
 
 fn structure(btf: &Btf, name: &str) -> Option<Type> {
     let types = btf.resolve_types_by_name(name).ok()?;
-    types.into_iter().find(|found| matches!(found, Type::Struct(_)))
+    types
+        .into_iter()
+        .find(|found| matches!(found, Type::Struct(_)))
 }
 
 fn member(btf: &Btf, structure_name: &str, field: &str) -> Option<Member> {
-    let Type::Struct(found) = structure(btf, structure_name)? else { return None };
+    let Type::Struct(found) = structure(btf, structure_name)? else {
+        return None;
+    };
     find(btf, &found.members, field, 0)
 }
 
@@ -87,10 +97,14 @@ fn find(btf: &Btf, members: &[btf_rs::Member], field: &str, base: u32) -> Option
         let offset = base + candidate.bit_offset() / 8;
         let name = btf.resolve_name(candidate).unwrap_or_default();
         if name == field {
-            return Some(Member { offset, type_id: btf_rs::BtfType::get_type_id(candidate).ok()? });
+            return Some(Member {
+                offset,
+                type_id: btf_rs::BtfType::get_type_id(candidate).ok()?,
+            });
         }
         if name.is_empty()
-            && let Ok(Type::Struct(inner) | Type::Union(inner)) = btf.resolve_chained_type(candidate)
+            && let Ok(Type::Struct(inner) | Type::Union(inner)) =
+                btf.resolve_chained_type(candidate)
             && let Some(found) = find(btf, &inner.members, field, offset)
         {
             return Some(found);

@@ -48,17 +48,34 @@ pub enum State {
 }
 
 fn works(what: &str, detail: impl Into<String>) -> Finding {
-    Finding { what: what.to_owned(), state: State::Works { detail: detail.into() } }
+    Finding {
+        what: what.to_owned(),
+        state: State::Works {
+            detail: detail.into(),
+        },
+    }
 }
 
 fn limited(what: &str, detail: impl Into<String>, remedy: &str) -> Finding {
-    let state = State::Limited { detail: detail.into(), remedy: remedy.to_owned() };
-    Finding { what: what.to_owned(), state }
+    let state = State::Limited {
+        detail: detail.into(),
+        remedy: remedy.to_owned(),
+    };
+    Finding {
+        what: what.to_owned(),
+        state,
+    }
 }
 
 fn broken(what: &str, detail: impl Into<String>, remedy: &str) -> Finding {
-    let state = State::Broken { detail: detail.into(), remedy: remedy.to_owned() };
-    Finding { what: what.to_owned(), state }
+    let state = State::Broken {
+        detail: detail.into(),
+        remedy: remedy.to_owned(),
+    };
+    Finding {
+        what: what.to_owned(),
+        state,
+    }
 }
 
 /// Tries everything, on this process alone.
@@ -66,26 +83,44 @@ pub fn all() -> Vec<Finding> {
     let mut findings = vec![kernel(), privileges(), lockdown(), btf()];
     match Object::load(&LoadOptions::default()) {
         Ok(mut object) => {
-            findings.push(works("BPF programs", "loaded; the verifier takes all of them"));
+            findings.push(works(
+                "BPF programs",
+                "loaded; the verifier takes all of them",
+            ));
             findings.push(ring(&mut object));
             findings.extend(tracepoints(&mut object));
             findings.push(faults(&object));
             findings.push(mappings());
             findings.extend(heap(&mut object));
         }
-        Err(error) => findings.push(broken("BPF programs", error.to_string(), "run memtrace doctor as root")),
+        Err(error) => findings.push(broken(
+            "BPF programs",
+            error.to_string(),
+            "run memtrace doctor as root",
+        )),
     }
     findings
 }
 
 fn kernel() -> Finding {
-    let release = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let release = uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
     let mut numbers = release.split(|character: char| !character.is_ascii_digit());
-    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok()).unwrap_or(0);
+    let mut next = || {
+        numbers
+            .next()
+            .and_then(|number| number.parse::<u32>().ok())
+            .unwrap_or(0)
+    };
     if (next(), next()) >= (6, 1) {
         works("kernel", release)
     } else {
-        limited("kernel", format!("{release}; memtrace is made for 6.1 and later"), "")
+        limited(
+            "kernel",
+            format!("{release}; memtrace is made for 6.1 and later"),
+            "",
+        )
     }
 }
 
@@ -100,11 +135,18 @@ fn privileges() -> Finding {
 /// Lockdown refuses nothing that memtrace needs in integrity mode; confidentiality mode refuses BPF reads.
 fn lockdown() -> Finding {
     let Ok(text) = fs::read_to_string("/sys/kernel/security/lockdown") else {
-        return works("lockdown", "not told (securityfs is not mounted); the programs below tell");
+        return works(
+            "lockdown",
+            "not told (securityfs is not mounted); the programs below tell",
+        );
     };
     if text.contains("[confidentiality]") {
         let remedy = "boot with lockdown=integrity or without lockdown";
-        return broken("lockdown", "confidentiality: BPF may not read memory", remedy);
+        return broken(
+            "lockdown",
+            "confidentiality: BPF may not read memory",
+            remedy,
+        );
     }
     works("lockdown", text.trim())
 }
@@ -122,8 +164,15 @@ fn btf() -> Finding {
 
 fn ring(object: &mut Object) -> Finding {
     match object.take_ring() {
-        Ok(_) => works("ring buffer", format!("{} MiB", LoadOptions::default().ring_bytes >> 20)),
-        Err(error) => broken("ring buffer", error.to_string(), "rebuild with cargo xtask build"),
+        Ok(_) => works(
+            "ring buffer",
+            format!("{} MiB", LoadOptions::default().ring_bytes >> 20),
+        ),
+        Err(error) => broken(
+            "ring buffer",
+            error.to_string(),
+            "rebuild with cargo xtask build",
+        ),
     }
 }
 
@@ -143,15 +192,29 @@ fn tracepoints(object: &mut Object) -> Vec<Finding> {
 
 fn faults(object: &Object) -> Finding {
     match FaultProbes::default().follow(object, std::process::id(), true) {
-        Ok(()) => works("page-fault latency", "software events with a program attached"),
-        Err(error) => limited("page-fault latency", error.to_string(), "sysctl kernel.perf_event_paranoid=2"),
+        Ok(()) => works(
+            "page-fault latency",
+            "software events with a program attached",
+        ),
+        Err(error) => limited(
+            "page-fault latency",
+            error.to_string(),
+            "sysctl kernel.perf_event_paranoid=2",
+        ),
     }
 }
 
 fn mappings() -> Finding {
     match Sideband::new().and_then(|mut sideband| sideband.follow(std::process::id(), true)) {
-        Ok(()) => works("mapping records", "perf records of files as they are mapped"),
-        Err(error) => limited("mapping records", error.to_string(), "sysctl kernel.perf_event_mlock_kb=4096"),
+        Ok(()) => works(
+            "mapping records",
+            "perf records of files as they are mapped",
+        ),
+        Err(error) => limited(
+            "mapping records",
+            error.to_string(),
+            "sysctl kernel.perf_event_mlock_kb=4096",
+        ),
     }
 }
 
@@ -161,7 +224,11 @@ fn heap(object: &mut Object) -> Vec<Finding> {
         Ok(tracefs) => Rc::new(tracefs),
         Err(error) => {
             let remedy = "mount -t tracefs nodev /sys/kernel/tracing";
-            return vec![limited("tracefs", format!("{error}; no heap probes"), remedy)];
+            return vec![limited(
+                "tracefs",
+                format!("{error}; no heap probes"),
+                remedy,
+            )];
         }
     };
     let mut findings = vec![works("tracefs", "open")];
@@ -187,7 +254,11 @@ fn heap(object: &mut Object) -> Vec<Finding> {
 fn others(tracefs: &Tracefs) -> Finding {
     match tracefs.definitions() {
         Ok(names) if names.is_empty() => works("other uprobes", "none defined in tracefs"),
-        Ok(names) => limited("other uprobes", names.join(", "), "each slows the functions it stands on"),
+        Ok(names) => limited(
+            "other uprobes",
+            names.join(", "),
+            "each slows the functions it stands on",
+        ),
         Err(error) => limited("other uprobes", error.to_string(), ""),
     }
 }

@@ -12,7 +12,9 @@ pub enum Error {
         reason: String,
     },
     /// Not root, or a capability is missing.
-    #[error("tracing needs root (CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN for tracefs): run memtrace as root")]
+    #[error(
+        "tracing needs root (CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN for tracefs): run memtrace as root"
+    )]
     Privileges,
     /// tracefs could not be reached.
     #[error("tracefs cannot be opened: {source}; try: mount -t tracefs nodev /sys/kernel/tracing")]

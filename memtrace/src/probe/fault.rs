@@ -33,8 +33,13 @@ impl FaultProbes {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
                 Err(error) => return Err(event_error(format!("{name} of thread {tid}"), error)),
             };
-            let link = perf::link(object.program(program)?, event.as_fd(), 0)
-                .map_err(|source| Error::Attach { name: name.to_owned(), source })?;
+            let link =
+                perf::link(object.program(program)?, event.as_fd(), 0).map_err(|source| {
+                    Error::Attach {
+                        name: name.to_owned(),
+                        source,
+                    }
+                })?;
             self.attached.push([link, event]);
         }
         Ok(())
@@ -42,7 +47,15 @@ impl FaultProbes {
 
     /// One per kind of event, for the report.
     pub fn statuses(&self) -> Vec<Status> {
-        let failure = self.attached.is_empty().then(|| "no thread was followed".to_owned());
-        ENDS.iter().map(|end| Status { name: end.1.to_owned(), failure: failure.clone() }).collect()
+        let failure = self
+            .attached
+            .is_empty()
+            .then(|| "no thread was followed".to_owned());
+        ENDS.iter()
+            .map(|end| Status {
+                name: end.1.to_owned(),
+                failure: failure.clone(),
+            })
+            .collect()
     }
 }

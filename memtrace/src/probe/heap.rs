@@ -42,7 +42,10 @@ impl FileId {
     /// The file that a path leads to.
     pub fn of(path: &Path) -> io::Result<Self> {
         let metadata = std::fs::metadata(path)?;
-        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
     }
 }
 
@@ -86,7 +89,10 @@ struct Group {
 impl Group {
     /// Lets the uprobes be hit by a thread's address space. A thread that is gone needs none.
     fn follow(&mut self, object: &Object, scope: Scope) -> Result<(), Error> {
-        let attach = |source| Error::Attach { name: "allocator functions".to_owned(), source };
+        let attach = |source| Error::Attach {
+            name: "allocator functions".to_owned(),
+            source,
+        };
         let id = self.definitions.id().map_err(attach)?;
         let event = match perf::open(Source::Tracepoint(id), scope) {
             Ok(event) => event,
@@ -130,7 +136,11 @@ impl HeapProbes {
     }
 
     /// Probes several files at once, so that they share events. Files that cannot be read are told.
-    pub fn probe_all(&mut self, object: &mut Object, paths: &[impl AsRef<Path>]) -> Result<Vec<Error>, Error> {
+    pub fn probe_all(
+        &mut self,
+        object: &mut Object,
+        paths: &[impl AsRef<Path>],
+    ) -> Result<Vec<Error>, Error> {
         let mut batch = Batch::default();
         let mut failures = Vec::new();
         for path in paths {
@@ -143,7 +153,10 @@ impl HeapProbes {
     }
 
     fn plan(&mut self, path: &Path, batch: &mut Batch) -> Result<Verdict, Error> {
-        let failed = |source| Error::File { path: path.to_owned(), source };
+        let failed = |source| Error::File {
+            path: path.to_owned(),
+            source,
+        };
         let id = FileId::of(path).map_err(failed)?;
         if let Some(verdict) = self.files.get(&id) {
             return Ok(verdict.clone());
@@ -165,8 +178,11 @@ impl HeapProbes {
         let allocators = match allocator::find(data) {
             Ok(allocators) => allocators,
             Err(NoAllocator::Stripped) => {
-                let reason = "a static program without a symbol table: its allocator cannot be found";
-                return Verdict::Hidden { reason: reason.to_owned() };
+                let reason =
+                    "a static program without a symbol table: its allocator cannot be found";
+                return Verdict::Hidden {
+                    reason: reason.to_owned(),
+                };
             }
             Err(_) => return Verdict::None,
         };
@@ -174,23 +190,36 @@ impl HeapProbes {
         for allocator in &allocators {
             for unseen in &allocator.unseen {
                 let name = format!("{}:{}", allocator.name, unseen.name);
-                self.statuses.push(Status { name, failure: Some(unseen.reason.clone()) });
+                self.statuses.push(Status {
+                    name,
+                    failure: Some(unseen.reason.clone()),
+                });
             }
             for function in &allocator.functions {
                 batch.add(&file, allocator, function);
             }
         }
         let names: Vec<&str> = allocators.iter().map(|allocator| allocator.name).collect();
-        Verdict::Probed { name: names.join("+") }
+        Verdict::Probed {
+            name: names.join("+"),
+        }
     }
 
     /// Defines and opens what was planned: returns first, so that a call seen to begin is seen to end.
     fn place(&mut self, object: &mut Object, batch: &Batch) -> Result<(), Error> {
         self.place_part(object, &batch.returns, "heap_return", 0)?;
-        self.place_part(object, &batch.return_instructions, "heap_return_instruction", 0)?;
+        self.place_part(
+            object,
+            &batch.return_instructions,
+            "heap_return_instruction",
+            0,
+        )?;
         for group in batch.entry_groups() {
             if self.entry_groups == MAX_GROUPS {
-                return Err(Error::Map { name: "POINTS", reason: "too many allocators".to_owned() });
+                return Err(Error::Map {
+                    name: "POINTS",
+                    reason: "too many allocators".to_owned(),
+                });
             }
             let number = self.entry_groups;
             self.entry_groups += 1;
@@ -217,7 +246,10 @@ impl HeapProbes {
             any |= added.is_ok();
             if part.placed == Placed::Entry || added.is_err() {
                 let failure = added.err().map(|error| error.to_string());
-                self.statuses.push(Status { name: part.name.clone(), failure });
+                self.statuses.push(Status {
+                    name: part.name.clone(),
+                    failure,
+                });
             }
         }
         if !any {
@@ -225,7 +257,13 @@ impl HeapProbes {
             definitions.forget();
             return Ok(());
         }
-        let mut group = Group { link: None, events: Vec::new(), definitions, program, cookie };
+        let mut group = Group {
+            link: None,
+            events: Vec::new(),
+            definitions,
+            program,
+            cookie,
+        };
         for &scope in &self.followed {
             group.follow(object, scope)?;
         }
@@ -237,6 +275,8 @@ impl HeapProbes {
     pub fn follow(&mut self, object: &Object, tid: u32, inherit: bool) -> Result<(), Error> {
         let scope = Scope::Thread { tid, inherit };
         self.followed.push(scope);
-        self.groups.iter_mut().try_for_each(|group| group.follow(object, scope))
+        self.groups
+            .iter_mut()
+            .try_for_each(|group| group.follow(object, scope))
     }
 }

@@ -155,7 +155,9 @@ impl<'data> Image<'data> {
     pub fn interpreter(&self) -> Option<&'data str> {
         let endian = self.elf.endian();
         let headers = self.elf.elf_program_headers().iter();
-        let header = headers.into_iter().find(|header| header.p_type(endian) == elf::PT_INTERP)?;
+        let header = headers
+            .into_iter()
+            .find(|header| header.p_type(endian) == elf::PT_INTERP)?;
         let start = usize::try_from(header.p_offset(endian)).ok()?;
         let length = usize::try_from(header.p_filesz(endian)).ok()?;
         let bytes = self.data.get(start..start.checked_add(length)?)?;

@@ -32,7 +32,11 @@ const C_LIBRARIES: [&str; 2] = ["libc.so.6", "ld-musl-x86_64.so.1"];
 
 /// Files to probe before the command runs, the command's own first.
 pub fn files(command: &Path) -> Vec<PathBuf> {
-    let mut search = Search { directories: directories(), seen: HashSet::new(), found: Vec::new() };
+    let mut search = Search {
+        directories: directories(),
+        seen: HashSet::new(),
+        found: Vec::new(),
+    };
     let mut program = command.to_owned();
     for _ in 0..MAX_INTERPRETERS {
         search.add(&program);
@@ -52,13 +56,18 @@ pub fn files(command: &Path) -> Vec<PathBuf> {
 
 /// The C libraries of this machine.
 pub fn c_libraries() -> Vec<PathBuf> {
-    let mut search = Search { directories: directories(), seen: HashSet::new(), found: Vec::new() };
+    let mut search = Search {
+        directories: directories(),
+        seen: HashSet::new(),
+        found: Vec::new(),
+    };
     for name in C_LIBRARIES {
         search.add_library(OsStr::new(name), &[]);
     }
     search.found.retain(|path| {
         // A C library needs a loader beside it, which is another file.
-        path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libc"))
+        path.file_name()
+            .is_some_and(|name| name.as_bytes().starts_with(b"libc"))
     });
     search.found
 }
@@ -72,12 +81,16 @@ struct Search {
 impl Search {
     /// Adds a file and the libraries it needs.
     fn add(&mut self, path: &Path) {
-        let Ok(path) = path.canonicalize() else { return };
+        let Ok(path) = path.canonicalize() else {
+            return;
+        };
         if !self.seen.insert(path.clone()) {
             return;
         }
         let Ok(data) = fs::read(&path) else { return };
-        let Ok(image) = Image::parse(&data) else { return };
+        let Ok(image) = Image::parse(&data) else {
+            return;
+        };
         self.found.push(path.clone());
         let own = run_paths(&image, &path);
         if let Some(loader) = image.interpreter() {
@@ -112,7 +125,13 @@ fn run_paths(image: &Image<'_>, path: &Path) -> Vec<PathBuf> {
         .iter()
         .flat_map(|list| list.split(':'))
         .filter(|entry| !entry.is_empty())
-        .map(|entry| PathBuf::from(entry.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin)))
+        .map(|entry| {
+            PathBuf::from(
+                entry
+                    .replace("${ORIGIN}", &origin)
+                    .replace("$ORIGIN", &origin),
+            )
+        })
         .collect()
 }
 
@@ -122,10 +141,19 @@ fn directories() -> Vec<PathBuf> {
     if let Some(path) = env::var_os("LD_LIBRARY_PATH") {
         directories.extend(env::split_paths(&path));
     }
-    let fragments = fs::read_dir("/etc/ld.so.conf.d").into_iter().flatten().flatten();
-    for file in fragments.map(|entry| entry.path()).chain(["/etc/ld-musl-x86_64.path".into()]) {
+    let fragments = fs::read_dir("/etc/ld.so.conf.d")
+        .into_iter()
+        .flatten()
+        .flatten();
+    for file in fragments
+        .map(|entry| entry.path())
+        .chain(["/etc/ld-musl-x86_64.path".into()])
+    {
         let text = fs::read_to_string(file).unwrap_or_default();
-        let lines = text.lines().map(str::trim).filter(|line| line.starts_with('/'));
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with('/'));
         directories.extend(lines.map(PathBuf::from));
     }
     directories.extend(DEFAULT_DIRECTORIES.map(PathBuf::from));
@@ -134,16 +162,27 @@ fn directories() -> Vec<PathBuf> {
 
 /// LD_PRELOAD, split as ld.so splits it: at colons and spaces.
 fn preloaded() -> Vec<Vec<u8>> {
-    let Some(list) = env::var_os("LD_PRELOAD") else { return Vec::new() };
+    let Some(list) = env::var_os("LD_PRELOAD") else {
+        return Vec::new();
+    };
     let names = list.as_bytes().split(|byte| matches!(byte, b':' | b' '));
-    names.filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+    names
+        .filter(|name| !name.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 /// The interpreter that a script names in its first line.
 fn interpreter(script: &Path) -> Option<PathBuf> {
     let data = fs::read(script).ok()?;
-    let line = data.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
+    let line = data
+        .strip_prefix(b"#!")?
+        .split(|&byte| byte == b'\n')
+        .next()?;
     let line = line.trim_ascii();
-    let end = line.iter().position(u8::is_ascii_whitespace).unwrap_or(line.len());
+    let end = line
+        .iter()
+        .position(u8::is_ascii_whitespace)
+        .unwrap_or(line.len());
     Some(PathBuf::from(OsStr::from_bytes(&line[..end])))
 }

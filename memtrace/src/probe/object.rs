@@ -37,7 +37,12 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { ring_bytes: 1 << 25, slots: 1 << 16, stacks: true, log_level: log::LevelFilter::Warn }
+        Self {
+            ring_bytes: 1 << 25,
+            slots: 1 << 16,
+            stacks: true,
+            log_level: log::LevelFilter::Warn,
+        }
     }
 }
 
@@ -86,7 +91,10 @@ impl Object {
 
     /// The reading end of the stream; once.
     pub fn take_ring(&mut self) -> Result<RingBuf<MapData>, Error> {
-        let map = self.ebpf.take_map("EVENTS").ok_or(Error::Object { name: "EVENTS" })?;
+        let map = self
+            .ebpf
+            .take_map("EVENTS")
+            .ok_or(Error::Object { name: "EVENTS" })?;
         RingBuf::try_from(map).map_err(|_| Error::Object { name: "EVENTS" })
     }
 
@@ -107,25 +115,42 @@ impl Object {
         let Some(Program::RawTracePoint(program)) = self.ebpf.program_mut(name) else {
             return Err(Error::Object { name });
         };
-        program.attach(tracepoint).map(drop).map_err(|error| Error::Attach {
-            name: tracepoint.to_owned(),
-            source: std::io::Error::other(error),
-        })
+        program
+            .attach(tracepoint)
+            .map(drop)
+            .map_err(|error| Error::Attach {
+                name: tracepoint.to_owned(),
+                source: std::io::Error::other(error),
+            })
     }
 
     /// Writes an entry point at its place in the table.
     pub fn set_point(&mut self, group: u32, address: u64, point: Point) -> Result<(), Error> {
         let index = group * GROUP_SIZE + (address % u64::from(GROUP_SIZE)) as u32;
         let written = self.points.set(index, point, 0);
-        written.map_err(|error| Error::Map { name: "POINTS", reason: error.to_string() })
+        written.map_err(|error| Error::Map {
+            name: "POINTS",
+            reason: error.to_string(),
+        })
     }
 
     /// Traces a process from now on; `start_ns` is part of its identity.
     pub fn trace(&mut self, pid: u32, start_ns: u64, follow: bool) -> Result<(), Error> {
-        let failed = |error: aya::maps::MapError| Error::Map { name: "TARGETS", reason: error.to_string() };
-        let key = HistogramKey { pid, start_low: start_ns as u32 };
-        self.histograms.insert(key, FaultHistogram::EMPTY, 0).map_err(failed)?;
-        let target = Target { start_ns, flags: if follow { FOLLOW } else { 0 } };
+        let failed = |error: aya::maps::MapError| Error::Map {
+            name: "TARGETS",
+            reason: error.to_string(),
+        };
+        let key = HistogramKey {
+            pid,
+            start_low: start_ns as u32,
+        };
+        self.histograms
+            .insert(key, FaultHistogram::EMPTY, 0)
+            .map_err(failed)?;
+        let target = Target {
+            start_ns,
+            flags: if follow { FOLLOW } else { 0 },
+        };
         self.targets.insert(pid, target, 0).map_err(failed)
     }
 
@@ -161,7 +186,11 @@ fn load_program(program: &mut Program) -> Result<(), Error> {
         Program::RawTracePoint(program) => program.load(),
         Program::PerfEvent(program) => program.load(),
         Program::UProbe(program) => program.load(),
-        _ => return Err(Error::Object { name: "a program of a known type" }),
+        _ => {
+            return Err(Error::Object {
+                name: "a program of a known type",
+            });
+        }
     }
     .map_err(program_error)
 }
@@ -178,7 +207,10 @@ fn program_error(error: aya::programs::ProgramError) -> Error {
 }
 
 fn cause(error: &dyn std::error::Error) -> String {
-    error.source().map(|source| format!(": {source}")).unwrap_or_default()
+    error
+        .source()
+        .map(|source| format!(": {source}"))
+        .unwrap_or_default()
 }
 
 /// A refusal is best explained by what the caller lacks.
@@ -206,6 +238,10 @@ fn hash<K: aya::Pod, V: aya::Pod>(
 /// Address of a kernel symbol; `None` where kptr_restrict hides it.
 fn kernel_symbol(name: &str) -> Option<u64> {
     let symbols = fs::read_to_string("/proc/kallsyms").ok()?;
-    let line = symbols.lines().find(|line| line.split_whitespace().nth(2) == Some(name))?;
-    u64::from_str_radix(line.split_whitespace().next()?, 16).ok().filter(|&address| address != 0)
+    let line = symbols
+        .lines()
+        .find(|line| line.split_whitespace().nth(2) == Some(name))?;
+    u64::from_str_radix(line.split_whitespace().next()?, 16)
+        .ok()
+        .filter(|&address| address != 0)
 }

@@ -38,7 +38,10 @@ pub enum Source {
 
 /// An attribute structure with its size set.
 pub(super) fn attributes() -> perf_event_attr {
-    perf_event_attr { size: size_of::<perf_event_attr>() as u32, ..Default::default() }
+    perf_event_attr {
+        size: size_of::<perf_event_attr>() as u32,
+        ..Default::default()
+    }
 }
 
 /// Attributes of an event that counts nothing and only carries records.
@@ -86,7 +89,8 @@ pub(super) fn open_with(mut attr: perf_event_attr, scope: Scope) -> io::Result<O
 pub(super) fn open_raw(mut attr: perf_event_attr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
     let flags = u64::from(PERF_FLAG_FD_CLOEXEC);
     // SAFETY: attr is initialised and says its own size.
-    let fd = unsafe { perf_event_open_sys::perf_event_open(&raw mut attr, pid, cpu, -1, flags as _) };
+    let fd =
+        unsafe { perf_event_open_sys::perf_event_open(&raw mut attr, pid, cpu, -1, flags as _) };
     owned(fd)
 }
 
@@ -115,7 +119,12 @@ pub fn link(program: BorrowedFd<'_>, event: BorrowedFd<'_>, cookie: u64) -> io::
     };
     // SAFETY: the structure outlives the call and its size is passed with it.
     let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attr, size_of::<LinkCreate>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_CREATE,
+            &raw const attr,
+            size_of::<LinkCreate>(),
+        )
     };
     owned(fd as RawFd)
 }

@@ -53,7 +53,12 @@ impl Batch {
     /// Adds what one function needs. A function whose result cannot be seen gets nothing.
     pub fn add(&mut self, file: &Rc<File>, allocator: &Allocator, found: &FoundFunction) {
         let name = format!("{}:{}", allocator.name, found.name);
-        let part = |offset, placed| Part { file: Rc::clone(file), offset, name: name.clone(), placed };
+        let part = |offset, placed| Part {
+            file: Rc::clone(file),
+            offset,
+            name: name.clone(),
+            placed,
+        };
         // A return probe takes [rsp] for the return address: it cannot stand behind a push, and the entry
         // probe shares its breakpoint.
         let behind_push = found.exit == Exit::ReturnProbe && found.entry.pushed != 0;
@@ -67,7 +72,8 @@ impl Batch {
             Exit::ReturnProbe => self.returns.push(part(offset, Placed::Return)),
             Exit::Instructions { file_offsets, .. } => {
                 for &offset in file_offsets {
-                    let there = |other: &Part| other.offset == offset && Rc::ptr_eq(&other.file, file);
+                    let there =
+                        |other: &Part| other.offset == offset && Rc::ptr_eq(&other.file, file);
                     if !self.return_instructions.iter().any(there) {
                         self.return_instructions.push(part(offset, Placed::Return));
                     }
@@ -82,7 +88,11 @@ impl Batch {
             internal_start: allocator.internal.start.wrapping_sub(address) as i64,
             internal_end: allocator.internal.end.wrapping_sub(address) as i64,
         };
-        self.entries.push(Entry { part: part(offset, Placed::Entry), address, point });
+        self.entries.push(Entry {
+            part: part(offset, Placed::Entry),
+            address,
+            point,
+        });
     }
 
     /// The entries in as few groups as can be: within one, no two stand at the same place in a page.
@@ -90,10 +100,13 @@ impl Batch {
         let mut groups: Vec<(HashSet<u64>, Vec<Entry>)> = Vec::new();
         for entry in &self.entries {
             let key = entry.address % u64::from(GROUP_SIZE);
-            let free = groups.iter().position(|(keys, _)| !keys.contains(&key)).unwrap_or_else(|| {
-                groups.push((HashSet::new(), Vec::new()));
-                groups.len() - 1
-            });
+            let free = groups
+                .iter()
+                .position(|(keys, _)| !keys.contains(&key))
+                .unwrap_or_else(|| {
+                    groups.push((HashSet::new(), Vec::new()));
+                    groups.len() - 1
+                });
             groups[free].0.insert(key);
             groups[free].1.push(entry.clone());
         }
@@ -115,15 +128,23 @@ mod tests {
             file_offset: address,
             virtual_address: address,
             size: 16,
-            entry: Placement { file_offset: address + 1, pushed: 8, emulated: true },
+            entry: Placement {
+                file_offset: address + 1,
+                pushed: 8,
+                emulated: true,
+            },
             exit,
         }
     }
 
     fn batch(functions: &[FoundFunction]) -> Batch {
         let file = Rc::new(tempfile::tempfile().unwrap());
-        let allocator =
-            Allocator { name: "a", functions: vec![], internal: 0x1000..0x2000, unseen: vec![] };
+        let allocator = Allocator {
+            name: "a",
+            functions: vec![],
+            internal: 0x1000..0x2000,
+            unseen: vec![],
+        };
         let mut batch = Batch::default();
         for found in functions {
             batch.add(&file, &allocator, found);
@@ -136,26 +157,42 @@ mod tests {
         let batch =
             batch(&[0x1010, 0x2010, 0x3020].map(|address| function(address, Exit::ReturnProbe)));
         let groups = batch.entry_groups();
-        let addresses = |group: &[Entry]| group.iter().map(|entry| entry.address).collect::<Vec<_>>();
-        assert_eq!(groups.iter().map(|group| addresses(group)).collect::<Vec<_>>(), [
-            vec![0x1010, 0x3020],
-            vec![0x2010]
-        ]);
+        let addresses =
+            |group: &[Entry]| group.iter().map(|entry| entry.address).collect::<Vec<_>>();
+        assert_eq!(
+            groups
+                .iter()
+                .map(|group| addresses(group))
+                .collect::<Vec<_>>(),
+            [vec![0x1010, 0x3020], vec![0x2010]]
+        );
     }
 
     #[test]
     fn a_return_probe_does_not_stand_behind_a_push() {
-        let batch = batch(&[function(0x1010, Exit::ReturnProbe), function(0x1050, Exit::None)]);
+        let batch = batch(&[
+            function(0x1010, Exit::ReturnProbe),
+            function(0x1050, Exit::None),
+        ]);
         assert_eq!(batch.returns[0].offset, 0x1010);
         let entries = &batch.entry_groups()[0];
-        assert_eq!((entries[0].part.offset, entries[0].point.pushed), (0x1010, 0));
-        assert_eq!((entries[1].part.offset, entries[1].point.pushed), (0x1051, 8));
+        assert_eq!(
+            (entries[0].part.offset, entries[0].point.pushed),
+            (0x1010, 0)
+        );
+        assert_eq!(
+            (entries[1].part.offset, entries[1].point.pushed),
+            (0x1051, 8)
+        );
         assert_eq!(entries[0].point.internal_start, -0x10);
     }
 
     #[test]
     fn a_shared_ret_is_probed_once() {
-        let exit = Exit::Instructions { file_offsets: vec![0x1080], incomplete: None };
+        let exit = Exit::Instructions {
+            file_offsets: vec![0x1080],
+            incomplete: None,
+        };
         let batch = batch(&[function(0x1010, exit.clone()), function(0x1050, exit)]);
         assert_eq!(batch.return_instructions.len(), 1);
     }

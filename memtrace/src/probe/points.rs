@@ -37,12 +37,19 @@ pub fn attach(object: &mut Object) -> Result<Vec<Status>, Error> {
             Err(error) if required => return Err(error),
             Err(error) => Some(error.to_string()),
         };
-        statuses.push(Status { name: tracepoint.to_owned(), failure });
+        statuses.push(Status {
+            name: tracepoint.to_owned(),
+            failure,
+        });
     }
     Ok(statuses)
 }
 
 /// EACCES and EPERM mean missing privileges, whatever the event.
 pub(super) fn event_error(name: String, source: io::Error) -> Error {
-    if source.kind() == io::ErrorKind::PermissionDenied { Error::Privileges } else { Error::Event { name, source } }
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        Error::Privileges
+    } else {
+        Error::Event { name, source }
+    }
 }

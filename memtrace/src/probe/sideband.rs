@@ -46,8 +46,18 @@ impl Sideband {
             name: format!("mmap records: {name}"),
             source,
         })?;
-        let buffers = cpus.into_iter().map(|cpu| Buffer { cpu, event: None, map: None }).collect();
-        Ok(Self { buffers, events: Vec::new() })
+        let buffers = cpus
+            .into_iter()
+            .map(|cpu| Buffer {
+                cpu,
+                event: None,
+                map: None,
+            })
+            .collect();
+        Ok(Self {
+            buffers,
+            events: Vec::new(),
+        })
     }
 
     /// Follows the mappings of a thread and of all that it makes from now on.
@@ -68,7 +78,10 @@ impl Sideband {
 
     /// Takes all records that are there. Mappings come as events, lost records as a count.
     pub fn drain(&mut self, out: &mut Vec<Event>) -> u64 {
-        self.buffers.iter_mut().map(|buffer| buffer.drain(out)).sum()
+        self.buffers
+            .iter_mut()
+            .map(|buffer| buffer.drain(out))
+            .sum()
     }
 }
 
@@ -120,7 +133,10 @@ impl Buffer {
         // SAFETY: the header page is mapped while self lives; head and tail are the shared, aligned words of
         // the protocol in include/uapi/linux/perf_event.h: acquire head, release tail.
         let (head, tail) = unsafe {
-            (AtomicU64::from_ptr(&raw mut (*header).data_head), AtomicU64::from_ptr(&raw mut (*header).data_tail))
+            (
+                AtomicU64::from_ptr(&raw mut (*header).data_head),
+                AtomicU64::from_ptr(&raw mut (*header).data_tail),
+            )
         };
         let end = head.load(Ordering::Acquire);
         let mut position = tail.load(Ordering::Relaxed);
@@ -168,7 +184,11 @@ impl Drop for Buffer {
 fn set_output(event: BorrowedFd<'_>, output: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: an ioctl on two descriptors that are open.
     let done = unsafe { ioctls::SET_OUTPUT(event.as_raw_fd(), output.as_raw_fd()) };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Reads one record; the result is the number of records that the kernel says it lost.

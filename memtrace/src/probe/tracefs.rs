@@ -37,31 +37,49 @@ impl Tracefs {
         let mounted = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
         for path in mounted {
             if let Ok(directory) = File::open(path)
-                && openat(&directory, "uprobe_events", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-                    .is_ok()
+                && openat(
+                    &directory,
+                    "uprobe_events",
+                    OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                    Mode::empty(),
+                )
+                .is_ok()
             {
-                return Ok(Self { root: directory.into() });
+                return Ok(Self {
+                    root: directory.into(),
+                });
             }
         }
-        detached_mount().map(|root| Self { root }).map_err(|source| Error::Tracefs { source })
+        detached_mount()
+            .map(|root| Self { root })
+            .map_err(|source| Error::Tracefs { source })
     }
 
     /// The id of a tracepoint for perf_event_open(2), as `category/name`.
     pub fn id(&self, event: &str) -> io::Result<u64> {
         let text = self.read(&format!("events/{event}/id"))?;
-        text.trim().parse().map_err(|_| io::Error::other(format!("{event}/id is not a number: {text}")))
+        text.trim()
+            .parse()
+            .map_err(|_| io::Error::other(format!("{event}/id is not a number: {text}")))
     }
 
     /// An event that uprobes can be added to.
     pub fn event(self: &Rc<Self>, name: &str) -> UprobeEvent {
-        UprobeEvent { tracefs: Rc::clone(self), name: format!("{GROUP}{}/{name}", std::process::id()) }
+        UprobeEvent {
+            tracefs: Rc::clone(self),
+            name: format!("{GROUP}{}/{name}", std::process::id()),
+        }
     }
 
     /// Removes definitions that a memtrace left when it was killed.
     pub fn purge(&self) -> io::Result<()> {
         for name in self.definitions()? {
-            let owner = name.strip_prefix(GROUP).and_then(|rest| rest.split_once('/'));
-            let Some(Ok(pid)) = owner.map(|(pid, _)| pid.parse::<u32>()) else { continue };
+            let owner = name
+                .strip_prefix(GROUP)
+                .and_then(|rest| rest.split_once('/'));
+            let Some(Ok(pid)) = owner.map(|(pid, _)| pid.parse::<u32>()) else {
+                continue;
+            };
             if !std::path::Path::new(&format!("/proc/{pid}")).exists()
                 && let Err(error) = self.append(&format!("-:{name}"))
             {
@@ -75,22 +93,37 @@ impl Tracefs {
     /// Names of the uprobe events defined now, by whomever.
     pub fn definitions(&self) -> io::Result<Vec<String>> {
         let text = self.read("uprobe_events")?;
-        let name = |line: &str| Some(line.split_whitespace().next()?.split_once(':')?.1.to_owned());
+        let name = |line: &str| {
+            Some(
+                line.split_whitespace()
+                    .next()?
+                    .split_once(':')?
+                    .1
+                    .to_owned(),
+            )
+        };
         Ok(text.lines().filter_map(name).collect())
     }
 
     fn append(&self, line: &str) -> io::Result<()> {
-        self.file("uprobe_events", OFlag::O_WRONLY | OFlag::O_APPEND)?.write_all(line.as_bytes())
+        self.file("uprobe_events", OFlag::O_WRONLY | OFlag::O_APPEND)?
+            .write_all(line.as_bytes())
     }
 
     fn read(&self, path: &str) -> io::Result<String> {
         let mut text = String::new();
-        self.file(path, OFlag::O_RDONLY)?.read_to_string(&mut text)?;
+        self.file(path, OFlag::O_RDONLY)?
+            .read_to_string(&mut text)?;
         Ok(text)
     }
 
     fn file(&self, path: &str, flags: OFlag) -> io::Result<File> {
-        Ok(File::from(openat(self.root.as_fd(), path, flags | OFlag::O_CLOEXEC, Mode::empty())?))
+        Ok(File::from(openat(
+            self.root.as_fd(),
+            path,
+            flags | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?))
     }
 }
 
@@ -101,7 +134,10 @@ impl UprobeEvent {
     pub fn add(&self, returns: bool, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
         let kind = if returns { 'r' } else { 'p' };
         let Self { tracefs, name } = self;
-        tracefs.append(&format!("{kind}:{name} /proc/self/fd/{}:{offset:#x}", file.as_raw_fd()))
+        tracefs.append(&format!(
+            "{kind}:{name} /proc/self/fd/{}:{offset:#x}",
+            file.as_raw_fd()
+        ))
     }
 
     /// Leaves whatever stands under the name.
@@ -129,15 +165,30 @@ fn detached_mount() -> io::Result<OwnedFd> {
     const FSOPEN_CLOEXEC: libc::c_long = 1;
     const FSMOUNT_CLOEXEC: libc::c_long = 1;
     let checked = |value: libc::c_long| {
-        if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value as RawFd) }
+        if value < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(value as RawFd)
+        }
     };
     let null = std::ptr::null::<libc::c_char>();
     // SAFETY: the string is NUL-terminated; the descriptors returned are ours.
     unsafe {
-        let context = checked(libc::syscall(libc::SYS_fsopen, c"tracefs".as_ptr(), FSOPEN_CLOEXEC))?;
+        let context = checked(libc::syscall(
+            libc::SYS_fsopen,
+            c"tracefs".as_ptr(),
+            FSOPEN_CLOEXEC,
+        ))?;
         let context = OwnedFd::from_raw_fd(context);
         let fd = libc::c_long::from(context.as_raw_fd());
-        checked(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0))?;
+        checked(libc::syscall(
+            libc::SYS_fsconfig,
+            fd,
+            FSCONFIG_CMD_CREATE,
+            null,
+            null,
+            0,
+        ))?;
         let mount = checked(libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, 0))?;
         Ok(OwnedFd::from_raw_fd(mount))
     }

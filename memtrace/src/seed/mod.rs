@@ -20,17 +20,29 @@ pub fn now_ns() -> u64 {
 
 /// Threads of a process now; empty when it is gone.
 pub fn threads(pid: Pid) -> Vec<u32> {
-    let Ok(process) = Process::new(pid as i32) else { return Vec::new() };
-    let Ok(tasks) = process.tasks() else { return Vec::new() };
+    let Ok(process) = Process::new(pid as i32) else {
+        return Vec::new();
+    };
+    let Ok(tasks) = process.tasks() else {
+        return Vec::new();
+    };
     tasks.flatten().map(|task| task.tid as u32).collect()
 }
 
 /// Identity of a process that begins to be traced: what it is, where it runs, how it was called.
 pub fn identity(pid: Pid, start_ns: u64, already_running: bool) -> Vec<Event> {
-    let at = |kind| Event { time_ns: start_ns, pid, tid: pid, kind };
+    let at = |kind| Event {
+        time_ns: start_ns,
+        pid,
+        tid: pid,
+        kind,
+    };
     let process = Process::new(pid as i32).ok();
     let stat = process.as_ref().and_then(|process| process.stat().ok());
-    let exe = process.as_ref().and_then(|process| process.exe().ok()).unwrap_or_default();
+    let exe = process
+        .as_ref()
+        .and_then(|process| process.exe().ok())
+        .unwrap_or_default();
     let mut events = vec![at(EventKind::Started(Box::new(Started {
         parent: stat.as_ref().map_or(0, |stat| stat.ppid as u32),
         start_ns,
@@ -39,7 +51,10 @@ pub fn identity(pid: Pid, start_ns: u64, already_running: bool) -> Vec<Event> {
         already_running,
     })))];
     if let Some(arguments) = process.as_ref().and_then(|process| process.cmdline().ok()) {
-        events.push(at(EventKind::CommandLine { arguments: arguments.into(), truncated: false }));
+        events.push(at(EventKind::CommandLine {
+            arguments: arguments.into(),
+            truncated: false,
+        }));
     }
     if let Some(path) = cgroup(pid) {
         events.push(at(EventKind::Cgroup { path: path.into() }));
@@ -50,7 +65,9 @@ pub fn identity(pid: Pid, start_ns: u64, already_running: bool) -> Vec<Event> {
 /// The cgroup v2 path; on a hybrid system that of the memory controller.
 pub fn cgroup(pid: Pid) -> Option<String> {
     let groups = Process::new(pid as i32).ok()?.cgroups().ok()?.0;
-    let memory = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
+    let memory = groups
+        .iter()
+        .find(|group| group.controllers.iter().any(|name| name == "memory"));
     let unified = groups.iter().find(|group| group.hierarchy == 0);
     memory.or(unified).map(|group| group.pathname.clone())
 }
@@ -66,14 +83,32 @@ pub fn smaps(pid: Pid) -> Vec<Event> {
     if maps.0.is_empty() {
         return Vec::new();
     }
-    let at = |kind| Event { time_ns, pid, tid: 0, kind };
-    let regions = maps.0.iter().map(|map| at(EventKind::Smaps(Box::new(region(map)))));
-    [at(EventKind::SmapsBegin)].into_iter().chain(regions).chain([at(EventKind::SmapsEnd)]).collect()
+    let at = |kind| Event {
+        time_ns,
+        pid,
+        tid: 0,
+        kind,
+    };
+    let regions = maps
+        .0
+        .iter()
+        .map(|map| at(EventKind::Smaps(Box::new(region(map)))));
+    [at(EventKind::SmapsBegin)]
+        .into_iter()
+        .chain(regions)
+        .chain([at(EventKind::SmapsEnd)])
+        .collect()
 }
 
 fn region(map: &MemoryMap) -> SmapsRegion {
     let bytes = |key: &str| map.extension.map.get(key).copied().unwrap_or(0);
-    let bit = |permission, bit: i32| if map.perms.contains(permission) { bit as u32 } else { 0 };
+    let bit = |permission, bit: i32| {
+        if map.perms.contains(permission) {
+            bit as u32
+        } else {
+            0
+        }
+    };
     SmapsRegion {
         start: map.address.0,
         end: map.address.1,

@@ -6,9 +6,10 @@
 use memtrace_common::{
     heap::Function,
     record::{
-        self, Alloc, AllocFailed, Arguments, Call, Exec, Exit, FAULT_ACCESS_KNOWN, FAULT_INSTRUCTION,
-        FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION, FAULT_WRITE, Fault, Fork, Free, Header, Kind,
-        MAX_FRAMES, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory, Realloc, Rename, STACK_TRUNCATED, Stack,
+        self, Alloc, AllocFailed, Arguments, Call, Exec, Exit, FAULT_ACCESS_KNOWN,
+        FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION, FAULT_WRITE, Fault, Fork,
+        Free, Header, Kind, MAX_FRAMES, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory, Realloc, Rename,
+        STACK_TRUNCATED, Stack,
     },
 };
 
@@ -49,12 +50,27 @@ macro_rules! wire {
     )*};
 }
 
-wire!(Header, Alloc, AllocFailed, Free, Realloc, Stack, Fault, record::Syscall, Fork, Exec, Arguments, Exit);
+wire!(
+    Header,
+    Alloc,
+    AllocFailed,
+    Free,
+    Realloc,
+    Stack,
+    Fault,
+    record::Syscall,
+    Fork,
+    Exec,
+    Arguments,
+    Exit
+);
 wire!(Rename, Memory);
 
 fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() < size_of::<T>() {
-        return Err(DecodeError::Short { length: bytes.len() });
+        return Err(DecodeError::Short {
+            length: bytes.len(),
+        });
     }
     // SAFETY: the length was checked, the read is unaligned, and T takes any bytes.
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
@@ -64,15 +80,23 @@ fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
 pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
     let header: Header = read(bytes)?;
     let Some(kind) = Kind::from_raw(header.kind) else {
-        return Err(DecodeError::Unknown { what: "record", number: u32::from(header.kind) });
+        return Err(DecodeError::Unknown {
+            what: "record",
+            number: u32::from(header.kind),
+        });
     };
     let kind = match kind {
         Kind::Alloc => alloc(read(bytes)?)?,
         Kind::AllocFailed => {
             let failed: AllocFailed = read(bytes)?;
-            EventKind::AllocFailed { function: function(header.extra)?, size: failed.size }
+            EventKind::AllocFailed {
+                function: function(header.extra)?,
+                size: failed.size,
+            }
         }
-        Kind::Free => EventKind::Free { address: read::<Free>(bytes)?.address },
+        Kind::Free => EventKind::Free {
+            address: read::<Free>(bytes)?.address,
+        },
         Kind::Realloc => realloc(read(bytes)?),
         Kind::Stack => stack(&read(bytes)?),
         Kind::Fault => fault(&read(bytes)?),
@@ -80,21 +104,51 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         Kind::Fork => fork(&read(bytes)?),
         Kind::Exec => exec(&read(bytes)?),
         Kind::Exit => exit(&read(bytes)?),
-        Kind::Rename => EventKind::Rename { comm: text(&read::<Rename>(bytes)?.comm) },
+        Kind::Rename => EventKind::Rename {
+            comm: text(&read::<Rename>(bytes)?.comm),
+        },
         Kind::Memory => EventKind::Memory(Box::new(memory(&read(bytes)?))),
         Kind::Arguments => arguments(&read(bytes)?),
     };
-    Ok(Event { time_ns: header.time_ns, pid: header.pid, tid: header.tid, kind })
+    Ok(Event {
+        time_ns: header.time_ns,
+        pid: header.pid,
+        tid: header.tid,
+        kind,
+    })
 }
 
 fn alloc(alloc: Alloc) -> Result<EventKind, DecodeError> {
-    let Alloc { header, address, size, stack } = alloc;
-    Ok(EventKind::Alloc { function: function(header.extra)?, address, size, stack })
+    let Alloc {
+        header,
+        address,
+        size,
+        stack,
+    } = alloc;
+    Ok(EventKind::Alloc {
+        function: function(header.extra)?,
+        address,
+        size,
+        stack,
+    })
 }
 
 fn realloc(realloc: Realloc) -> EventKind {
-    let Realloc { entered_ns, old_address, new_address, size, stack, .. } = realloc;
-    EventKind::Realloc { entered_ns, old_address, new_address, size, stack }
+    let Realloc {
+        entered_ns,
+        old_address,
+        new_address,
+        size,
+        stack,
+        ..
+    } = realloc;
+    EventKind::Realloc {
+        entered_ns,
+        old_address,
+        new_address,
+        size,
+        stack,
+    }
 }
 
 fn function(number: u32) -> Result<Function, DecodeError> {
@@ -111,7 +165,10 @@ fn function(number: u32) -> Result<Function, DecodeError> {
     ];
     all.into_iter()
         .find(|&function| function as u32 == number)
-        .ok_or(DecodeError::Unknown { what: "function", number })
+        .ok_or(DecodeError::Unknown {
+            what: "function",
+            number,
+        })
 }
 
 fn stack(stack: &Stack) -> EventKind {
@@ -141,7 +198,10 @@ fn fault(fault: &Fault) -> EventKind {
 
 fn syscall(syscall: &record::Syscall) -> Result<EventKind, DecodeError> {
     let number = syscall.header.extra;
-    let call = Call::from_raw(number).ok_or(DecodeError::Unknown { what: "system call", number })?;
+    let call = Call::from_raw(number).ok_or(DecodeError::Unknown {
+        what: "system call",
+        number,
+    })?;
     Ok(EventKind::Syscall(Box::new(Syscall {
         call,
         entered_ns: syscall.entered_ns,
@@ -157,7 +217,9 @@ const CLONE_THREAD: u64 = 0x1_0000;
 
 fn fork(fork: &Fork) -> EventKind {
     if fork.clone_flags & CLONE_THREAD != 0 {
-        return EventKind::ThreadStart { thread: fork.header.extra };
+        return EventKind::ThreadStart {
+            thread: fork.header.extra,
+        };
     }
     EventKind::Fork {
         child: fork.header.extra,
@@ -168,7 +230,10 @@ fn fork(fork: &Fork) -> EventKind {
 
 fn exec(exec: &Exec) -> EventKind {
     let length = (exec.header.extra as usize).min(exec.path.len());
-    EventKind::Exec { path: text(&exec.path[..length]), comm: text(&exec.comm) }
+    EventKind::Exec {
+        path: text(&exec.path[..length]),
+        comm: text(&exec.comm),
+    }
 }
 
 fn exit(exit: &Exit) -> EventKind {
@@ -178,9 +243,15 @@ fn exit(exit: &Exit) -> EventKind {
     // The wait status: signal in the low seven bits, 0x80 for a core dump, exit code above.
     let signal = (exit.status & 0x7f) as i32;
     if signal != 0 {
-        return EventKind::Exit { code: None, signal: Some(signal) };
+        return EventKind::Exit {
+            code: None,
+            signal: Some(signal),
+        };
     }
-    EventKind::Exit { code: Some((exit.status >> 8 & 0xff) as i32), signal: None }
+    EventKind::Exit {
+        code: Some((exit.status >> 8 & 0xff) as i32),
+        signal: None,
+    }
 }
 
 fn memory(memory: &Memory) -> MemoryTotals {
@@ -205,8 +276,13 @@ fn arguments(arguments: &Arguments) -> EventKind {
     let length = (arguments.header.extra as usize).min(arguments.bytes.len());
     let bytes = &arguments.bytes[..length];
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    let words = bytes.split(|&byte| byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-    EventKind::CommandLine { arguments: words.collect(), truncated: arguments.header.flags != 0 }
+    let words = bytes
+        .split(|&byte| byte == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned());
+    EventKind::CommandLine {
+        arguments: words.collect(),
+        truncated: arguments.header.flags != 0,
+    }
 }
 
 fn text(bytes: &[u8]) -> Box<str> {
@@ -236,7 +312,10 @@ mod tests {
                 kind.copy_from_slice(&((round % 16) as u16).to_ne_bytes());
             }
             if let Ok(event) = decode(&bytes) {
-                assert!(length >= size_of::<Header>(), "{event:?} from {length} bytes");
+                assert!(
+                    length >= size_of::<Header>(),
+                    "{event:?} from {length} bytes"
+                );
             }
         }
     }
@@ -250,23 +329,61 @@ mod tests {
 
     #[test]
     fn a_wait_status_is_code_or_signal() {
-        let header =
-            Header { kind: Kind::Exit as u16, flags: 0, pid: 1, tid: 1, extra: 1, time_ns: 0 };
-        let of = |status| exit(&Exit { header, status, comm: [0; 16] });
-        assert_eq!(of(0x300), EventKind::Exit { code: Some(3), signal: None });
-        assert_eq!(of(0x8b), EventKind::Exit { code: None, signal: Some(11) });
+        let header = Header {
+            kind: Kind::Exit as u16,
+            flags: 0,
+            pid: 1,
+            tid: 1,
+            extra: 1,
+            time_ns: 0,
+        };
+        let of = |status| {
+            exit(&Exit {
+                header,
+                status,
+                comm: [0; 16],
+            })
+        };
+        assert_eq!(
+            of(0x300),
+            EventKind::Exit {
+                code: Some(3),
+                signal: None
+            }
+        );
+        assert_eq!(
+            of(0x8b),
+            EventKind::Exit {
+                code: None,
+                signal: Some(11)
+            }
+        );
     }
 
     #[test]
     fn arguments_are_split_at_nul() {
         let mut record = Arguments {
-            header: Header { kind: 13, flags: 0, pid: 1, tid: 1, extra: 7, time_ns: 0 },
+            header: Header {
+                kind: 13,
+                flags: 0,
+                pid: 1,
+                tid: 1,
+                extra: 7,
+                time_ns: 0,
+            },
             bytes: [0; record::ARGUMENT_BYTES],
         };
         record.bytes[..7].copy_from_slice(b"ls\0-l\0\0");
-        let EventKind::CommandLine { arguments, truncated } = super::arguments(&record) else {
+        let EventKind::CommandLine {
+            arguments,
+            truncated,
+        } = super::arguments(&record)
+        else {
             panic!("not a command line");
         };
-        assert_eq!((&arguments[..], truncated), (&["ls".to_owned(), "-l".into(), String::new()][..], false));
+        assert_eq!(
+            (&arguments[..], truncated),
+            (&["ls".to_owned(), "-l".into(), String::new()][..], false)
+        );
     }
 }

@@ -107,7 +107,11 @@ impl Stream {
             }
         }
         if self.undecodable > 0 {
-            deliver(counted("undecodable", std::mem::take(&mut self.undecodable), false));
+            deliver(counted(
+                "undecodable",
+                std::mem::take(&mut self.undecodable),
+                false,
+            ));
         }
         for (&pid, &start_ns) in &self.starts {
             if let Some(event) = totals::read(object, pid, start_ns, now_ns, false) {
@@ -124,7 +128,8 @@ impl Stream {
             }
             EventKind::Exit { .. } => {
                 if let Some(start_ns) = self.starts.remove(&event.pid)
-                    && let Some(totals) = totals::read(object, event.pid, start_ns, event.time_ns, true)
+                    && let Some(totals) =
+                        totals::read(object, event.pid, start_ns, event.time_ns, true)
                 {
                     deliver(totals);
                 }
@@ -137,7 +142,6 @@ impl Stream {
     pub fn running(&self) -> impl Iterator<Item = Pid> + '_ {
         self.starts.keys().copied()
     }
-
 }
 
 impl AsFd for Stream {
@@ -147,6 +151,15 @@ impl AsFd for Stream {
 }
 
 fn counted(reason: &str, count: u64, loss: bool) -> Event {
-    let kind = EventKind::Counted { reason: reason.into(), count, loss };
-    Event { time_ns: 0, pid: 0, tid: 0, kind }
+    let kind = EventKind::Counted {
+        reason: reason.into(),
+        count,
+        loss,
+    };
+    Event {
+        time_ns: 0,
+        pid: 0,
+        tid: 0,
+        kind,
+    }
 }

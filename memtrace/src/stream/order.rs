@@ -21,12 +21,20 @@ impl Order {
     /// Holds an event.
     pub fn push(&mut self, event: Event) {
         self.pushed += 1;
-        self.waiting.push(Reverse(Waiting { time_ns: event.time_ns, turn: self.pushed, event }));
+        self.waiting.push(Reverse(Waiting {
+            time_ns: event.time_ns,
+            turn: self.pushed,
+            event,
+        }));
     }
 
     /// Delivers every held event that happened before `time_ns`, in order.
     pub fn before(&mut self, time_ns: u64, deliver: &mut dyn FnMut(Event)) {
-        while self.waiting.peek().is_some_and(|Reverse(first)| first.time_ns < time_ns) {
+        while self
+            .waiting
+            .peek()
+            .is_some_and(|Reverse(first)| first.time_ns < time_ns)
+        {
             if let Some(Reverse(first)) = self.waiting.pop() {
                 deliver(first.event);
             }
@@ -61,7 +69,12 @@ mod tests {
 
     #[test]
     fn events_wait_for_their_time_and_keep_their_order() {
-        let event = |time_ns, pid| Event { time_ns, pid, tid: 0, kind: EventKind::End };
+        let event = |time_ns, pid| Event {
+            time_ns,
+            pid,
+            tid: 0,
+            kind: EventKind::End,
+        };
         let mut order = Order::default();
         for (time, pid) in [(30, 1), (10, 2), (10, 3), (20, 4)] {
             order.push(event(time, pid));

@@ -8,8 +8,17 @@ use crate::{
 };
 
 /// Reads the histogram of a process; with `last` it is removed from the map.
-pub fn read(object: &mut Object, pid: Pid, start_ns: u64, time_ns: u64, last: bool) -> Option<Event> {
-    let key = HistogramKey { pid, start_low: start_ns as u32 };
+pub fn read(
+    object: &mut Object,
+    pid: Pid,
+    start_ns: u64,
+    time_ns: u64,
+    last: bool,
+) -> Option<Event> {
+    let key = HistogramKey {
+        pid,
+        start_low: start_ns as u32,
+    };
     let histogram = object.histogram(key, last)?;
     let totals = FaultTotals {
         user: histogram.user,
@@ -21,5 +30,10 @@ pub fn read(object: &mut Object, pid: Pid, start_ns: u64, time_ns: u64, last: bo
         minor: histogram.minor,
         major: histogram.major,
     };
-    Some(Event { time_ns, pid, tid: 0, kind: EventKind::FaultTotals(Box::new(totals)) })
+    Some(Event {
+        time_ns,
+        pid,
+        tid: 0,
+        kind: EventKind::FaultTotals(Box::new(totals)),
+    })
 }

@@ -22,7 +22,10 @@ pub struct HeapWatch {
 impl HeapWatch {
     /// `None`: heap probes were not asked for.
     pub fn new(probes: Option<HeapProbes>) -> Self {
-        Self { probes, failures: Vec::new() }
+        Self {
+            probes,
+            failures: Vec::new(),
+        }
     }
 
     /// The probes, where they were asked for.
@@ -40,20 +43,30 @@ impl HeapWatch {
 
     /// Probes the files that a command is known to map, before it does.
     pub fn prepare(&mut self, object: &mut Object, files: &[PathBuf]) -> Result<(), Error> {
-        let Some(probes) = &mut self.probes else { return Ok(()) };
+        let Some(probes) = &mut self.probes else {
+            return Ok(());
+        };
         let failures = probes.probe_all(object, files)?;
-        self.failures.extend(failures.iter().map(ToString::to_string));
+        self.failures
+            .extend(failures.iter().map(ToString::to_string));
         Ok(())
     }
 
     /// A process mapped a file: the event to deliver right after, if the file says something of its heap.
-    pub fn mapped(&mut self, object: &mut Object, event: &Event, map: &FileMapped) -> Option<Event> {
+    pub fn mapped(
+        &mut self,
+        object: &mut Object,
+        event: &Event,
+        map: &FileMapped,
+    ) -> Option<Event> {
         let probes = self.probes.as_mut()?;
         if map.protection & libc::PROT_EXEC as u32 == 0 || !map.path.starts_with('/') {
             return None;
         }
         let path = locate(event.pid, &map.path)?;
-        let known = FileId::of(&path).ok().is_some_and(|id| probes.known(id).is_some());
+        let known = FileId::of(&path)
+            .ok()
+            .is_some_and(|id| probes.known(id).is_some());
         match self.verdict(object, event.pid, event.time_ns, &path, !known) {
             Ok(heap) => heap,
             Err(error) => {
@@ -64,7 +77,12 @@ impl HeapWatch {
     }
 
     /// A file that a running process has mapped since before tracing began.
-    pub fn running(&mut self, object: &mut Object, pid: Pid, path: &str) -> Result<Option<Event>, Error> {
+    pub fn running(
+        &mut self,
+        object: &mut Object,
+        pid: Pid,
+        path: &str,
+    ) -> Result<Option<Event>, Error> {
         match locate(pid, path) {
             Some(path) => self.verdict(object, pid, crate::seed::now_ns(), &path, false),
             None => Ok(None),
@@ -79,19 +97,33 @@ impl HeapWatch {
         path: &Path,
         late: bool,
     ) -> Result<Option<Event>, Error> {
-        let Some(probes) = self.probes.as_mut() else { return Ok(None) };
+        let Some(probes) = self.probes.as_mut() else {
+            return Ok(None);
+        };
         let (allocator, unavailable, late) = match probes.probe(object, path)? {
             Verdict::None => return Ok(None),
             Verdict::Hidden { reason } => (String::new(), Some(reason.into()), false),
             Verdict::Probed { name } => (name, None, late),
         };
-        let kind = EventKind::HeapProbes { allocator: allocator.into(), unavailable, late };
-        Ok(Some(Event { time_ns, pid, tid: 0, kind }))
+        let kind = EventKind::HeapProbes {
+            allocator: allocator.into(),
+            unavailable,
+            late,
+        };
+        Ok(Some(Event {
+            time_ns,
+            pid,
+            tid: 0,
+            kind,
+        }))
     }
 
     /// State of the probes that were placed.
     pub fn statuses(&self) -> Vec<Status> {
-        self.probes.as_ref().map(|probes| probes.statuses.clone()).unwrap_or_default()
+        self.probes
+            .as_ref()
+            .map(|probes| probes.statuses.clone())
+            .unwrap_or_default()
     }
 }
 

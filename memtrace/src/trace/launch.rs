@@ -57,10 +57,15 @@ pub struct Held {
 pub fn resolve(command: &OsStr) -> Result<PathBuf, LaunchError> {
     let name = || command.to_string_lossy().into_owned();
     if command.as_bytes().contains(&b'/') {
-        return executable(Path::new(command)).map(|()| command.into()).map_err(|error| match error {
-            Errno::ENOENT | Errno::ENOTDIR => LaunchError::NotFound { command: name() },
-            error => LaunchError::NotExecutable { command: name(), source: error.into() },
-        });
+        return executable(Path::new(command))
+            .map(|()| command.into())
+            .map_err(|error| match error {
+                Errno::ENOENT | Errno::ENOTDIR => LaunchError::NotFound { command: name() },
+                error => LaunchError::NotExecutable {
+                    command: name(),
+                    source: error.into(),
+                },
+            });
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
     let mut refused = None;
@@ -73,7 +78,10 @@ pub fn resolve(command: &OsStr) -> Result<PathBuf, LaunchError> {
         }
     }
     Err(match refused {
-        Some(error) => LaunchError::NotExecutable { command: name(), source: error.into() },
+        Some(error) => LaunchError::NotExecutable {
+            command: name(),
+            source: error.into(),
+        },
         None => LaunchError::NotFound { command: name() },
     })
 }
@@ -88,10 +96,19 @@ fn executable(path: &Path) -> Result<(), Errno> {
 
 /// Forks the command and holds it before its exec. To be called while this process has one thread.
 pub fn hold(path: &Path, command: &[OsString]) -> Result<Held, LaunchError> {
-    let name = command.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
-    let failed = |source: io::Error| LaunchError::Spawn { command: name.clone(), source };
+    let name = command
+        .first()
+        .map(|word| word.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let failed = |source: io::Error| LaunchError::Spawn {
+        command: name.clone(),
+        source,
+    };
     let strings = |words: Vec<OsString>| {
-        words.into_iter().map(|word| CString::new(word.into_vec())).collect::<Result<Vec<_>, _>>()
+        words
+            .into_iter()
+            .map(|word| CString::new(word.into_vec()))
+            .collect::<Result<Vec<_>, _>>()
     };
     let invalid = |_| failed(io::Error::from(io::ErrorKind::InvalidInput));
     let program = CString::new(path.as_os_str().as_bytes()).map_err(invalid)?;
@@ -127,7 +144,11 @@ fn environment() -> Vec<OsString> {
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
 }
 
 /// The child's side: waits for the word, restores what memtrace changed, executes.
@@ -153,7 +174,11 @@ fn execute(
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
         let error = *libc::__errno_location();
-        libc::write(failure.as_raw_fd(), (&raw const error).cast(), size_of::<i32>());
+        libc::write(
+            failure.as_raw_fd(),
+            (&raw const error).cast(),
+            size_of::<i32>(),
+        );
         libc::_exit(127)
     }
 }

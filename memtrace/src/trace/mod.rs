@@ -4,5 +4,6 @@ mod heap_watch;
 pub mod launch;
 mod modules;
 mod session;
+pub mod watch;
 
 pub use session::{Finished, Options, Session};

@@ -33,7 +33,16 @@ impl Modules {
                 if !region.path.is_empty() && !self.of(event.pid).iter().any(known) {
                     let (start, end, offset) = (region.start, region.end, region.offset);
                     let (path, build_id) = (region.path.clone(), Box::default());
-                    self.add(event.pid, Mapping { start, end, offset, path, build_id });
+                    self.add(
+                        event.pid,
+                        Mapping {
+                            start,
+                            end,
+                            offset,
+                            path,
+                            build_id,
+                        },
+                    );
                 }
             }
             EventKind::Fork { child, .. } => {
@@ -73,20 +82,48 @@ mod tests {
             path: path.into(),
             build_id: Box::default(),
         };
-        Event { time_ns: 1, pid, tid: pid, kind: EventKind::FileMapped(Box::new(map)) }
+        Event {
+            time_ns: 1,
+            pid,
+            tid: pid,
+            kind: EventKind::FileMapped(Box::new(map)),
+        }
     }
 
     #[test]
     fn a_child_keeps_what_its_parent_had_and_exec_forgets_it() {
         let mut modules = Modules::default();
         modules.note(&mapped(1, 0x1000, "/a"));
-        let fork = EventKind::Fork { child: 2, shares_memory: false, comm: "a".into() };
-        modules.note(&Event { time_ns: 2, pid: 1, tid: 1, kind: fork });
+        let fork = EventKind::Fork {
+            child: 2,
+            shares_memory: false,
+            comm: "a".into(),
+        };
+        modules.note(&Event {
+            time_ns: 2,
+            pid: 1,
+            tid: 1,
+            kind: fork,
+        });
         modules.note(&mapped(2, 0x2000, "/b"));
-        let paths = |pid| modules.of(pid).iter().map(|one| &*one.path).collect::<Vec<_>>();
+        let paths = |pid| {
+            modules
+                .of(pid)
+                .iter()
+                .map(|one| &*one.path)
+                .collect::<Vec<_>>()
+        };
         assert_eq!((paths(1), paths(2)), (vec!["/a"], vec!["/a", "/b"]));
-        let exec = EventKind::Exec { path: "/c".into(), comm: "c".into() };
-        modules.note(&Event { time_ns: 3, pid: 2, tid: 2, kind: exec });
+        let exec = EventKind::Exec {
+            path: "/c".into(),
+            comm: "c".into(),
+        };
+        modules.note(&Event {
+            time_ns: 3,
+            pid: 2,
+            tid: 2,
+            kind: exec,
+        });
         assert!(modules.of(2).is_empty());
     }
 }

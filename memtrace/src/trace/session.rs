@@ -114,7 +114,11 @@ impl Session {
         self.object.trace(pid, start_ns, self.options.follow)?;
         self.stream.begin(pid, start_ns);
         self.identify(pid, start_ns, true);
-        let followed = if threads.len() <= MAX_FOLLOWED_THREADS { &threads[..] } else { &[pid] };
+        let followed = if threads.len() <= MAX_FOLLOWED_THREADS {
+            &threads[..]
+        } else {
+            &[pid]
+        };
         for &thread in followed {
             self.follow(thread)?;
         }
@@ -130,7 +134,9 @@ impl Session {
     fn seed_heap(&mut self, pid: Pid, smaps: &[Event]) -> Result<(), Error> {
         let mut seen = Vec::new();
         for event in smaps {
-            let EventKind::Smaps(region) = &event.kind else { continue };
+            let EventKind::Smaps(region) = &event.kind else {
+                continue;
+            };
             let executable = region.protection & libc::PROT_EXEC as u32 != 0;
             if executable && region.path.starts_with('/') && !seen.contains(&region.path) {
                 seen.push(region.path.clone());
@@ -139,7 +145,13 @@ impl Session {
         let mut probed = false;
         for path in seen {
             if let Some(event) = self.heap.running(&mut self.object, pid, &path)? {
-                probed |= matches!(&event.kind, EventKind::HeapProbes { unavailable: None, .. });
+                probed |= matches!(
+                    &event.kind,
+                    EventKind::HeapProbes {
+                        unavailable: None,
+                        ..
+                    }
+                );
                 self.stream.push(event);
             }
         }
@@ -171,7 +183,11 @@ impl Session {
     /// Takes what is in the buffers. True when there was anything: call again.
     pub fn drain(&mut self) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
-        let any = self.stream.drain(&mut self.object, &mut self.sideband, &mut |event| batch.push(event));
+        let any = self
+            .stream
+            .drain(&mut self.object, &mut self.sideband, &mut |event| {
+                batch.push(event)
+            });
         for event in batch.drain(..) {
             self.handle(event);
         }
@@ -185,7 +201,10 @@ impl Session {
             logger.flush();
         }
         let mut events = Vec::new();
-        self.stream.report(&mut self.object, seed::now_ns(), &mut |event| events.push(event));
+        self.stream
+            .report(&mut self.object, seed::now_ns(), &mut |event| {
+                events.push(event)
+            });
         for event in events {
             self.consume(event);
         }
@@ -209,7 +228,10 @@ impl Session {
         }
         while self.drain() {}
         let mut events = Vec::new();
-        self.stream.finish(&mut self.object, seed::now_ns(), &mut |event| events.push(event));
+        self.stream
+            .finish(&mut self.object, seed::now_ns(), &mut |event| {
+                events.push(event)
+            });
         for event in events {
             self.handle(event);
         }
@@ -217,13 +239,21 @@ impl Session {
         self.tell(&statuses);
         self.symbolize();
         let end = EventKind::End;
-        self.consume(Event { time_ns: seed::now_ns(), pid: 0, tid: 0, kind: end });
+        self.consume(Event {
+            time_ns: seed::now_ns(),
+            pid: 0,
+            tid: 0,
+            kind: end,
+        });
         if let Some(recording) = self.recording.take()
             && let Err(error) = recording.finish()
         {
             self.stop_recording(error);
         }
-        Finished { model: self.model, recording_failure: self.recording_failure }
+        Finished {
+            model: self.model,
+            recording_failure: self.recording_failure,
+        }
     }
 
     /// Names the frames of every site that is in the report.
@@ -231,11 +261,19 @@ impl Session {
         let mut symbolizer = Blaze::default();
         let time_ns = seed::now_ns();
         for (pid, addresses) in self.model.addresses_to_symbolize() {
-            let process = Process { pid: Some(pid), mappings: self.modules.of(pid) };
+            let process = Process {
+                pid: Some(pid),
+                mappings: self.modules.of(pid),
+            };
             let frames: Vec<Frame> = addresses.into_iter().map(Frame::caller).collect();
             for symbol in symbolizer.symbolize(&process, &frames) {
                 let kind = EventKind::Symbol(Box::new(symbol));
-                self.consume(Event { time_ns, pid, tid: 0, kind });
+                self.consume(Event {
+                    time_ns,
+                    pid,
+                    tid: 0,
+                    kind,
+                });
             }
         }
     }
@@ -286,7 +324,12 @@ impl Session {
                 self.consume(event);
                 if let Some(path) = cgroup {
                     self.cgroups.insert(child, path.clone());
-                    self.consume(Event { time_ns, pid: child, tid: 0, kind: EventKind::Cgroup { path } });
+                    self.consume(Event {
+                        time_ns,
+                        pid: child,
+                        tid: 0,
+                        kind: EventKind::Cgroup { path },
+                    });
                 }
             }
             EventKind::Cgroup { path } => {
@@ -304,8 +347,17 @@ impl Session {
     /// No allocator is known in a process yet: its heap is not measured until one is mapped.
     fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
         let reason = Some(self.heap.reason().into());
-        let kind = EventKind::HeapProbes { allocator: "".into(), unavailable: reason, late: false };
-        Event { time_ns, pid, tid: 0, kind }
+        let kind = EventKind::HeapProbes {
+            allocator: "".into(),
+            unavailable: reason,
+            late: false,
+        };
+        Event {
+            time_ns,
+            pid,
+            tid: 0,
+            kind,
+        }
     }
 
     fn tell(&mut self, statuses: &[Status]) {
@@ -315,7 +367,12 @@ impl Session {
                 attached: status.failure.is_none(),
                 reason: status.failure.as_deref().map(Into::into),
             };
-            self.consume(Event { time_ns: 0, pid: 0, tid: 0, kind });
+            self.consume(Event {
+                time_ns: 0,
+                pid: 0,
+                tid: 0,
+                kind,
+            });
         }
     }
 
@@ -351,5 +408,10 @@ fn machine() -> Event {
         kernel: text(uname.as_ref().map(nix::sys::utsname::UtsName::release)),
         arch: text(uname.as_ref().map(nix::sys::utsname::UtsName::machine)),
     }));
-    Event { time_ns: seed::now_ns(), pid: 0, tid: 0, kind }
+    Event {
+        time_ns: seed::now_ns(),
+        pid: 0,
+        tid: 0,
+        kind,
+    }
 }

@@ -1,0 +1,44 @@
+//! What a live trace waits for: the buffer, a process's end, Ctrl-C.
+
+use std::{
+    io,
+    os::fd::{FromRawFd as _, OwnedFd},
+};
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::Session;
+
+/// Readable when the stream's buffer fills; the descriptor is a copy, the buffer stays the session's.
+pub fn buffer(session: &Session) -> io::Result<AsyncFd<OwnedFd>> {
+    readable(session.wake().try_clone_to_owned()?)
+}
+
+/// Readable when the process ends (pidfd_open(2), since 5.3).
+pub fn exit(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: two integers; the descriptor returned is ours.
+    let descriptor = unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd as i32)
+    };
+    readable(descriptor)
+}
+
+/// Gives Ctrl-C its usual meaning back: from here on it ends memtrace at once.
+pub fn restore_interrupt() {
+    // SAFETY: restores a default action; no handler of ours is run any more.
+    if let Err(error) = unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) } {
+        log::debug!("SIGINT keeps its handler: {error}");
+    }
+}
+
+fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the AsyncFd, which deregisters it before it is closed; nothing else
+    // closes or replaces it.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    registered.map_err(io::Error::from)
+}
