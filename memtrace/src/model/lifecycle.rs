@@ -208,7 +208,9 @@ impl Model {
         process.command_line.clear();
         if let Some(space) = self.spaces.get_mut(&fresh) {
             space.users = 1;
-            for held in &pending {
+            // The execing thread is the only one left: what others mapped last went with them.
+            let own = |held: &&Event| held.tid == event.tid || held.tid == 0 || event.tid == 0;
+            for held in pending.iter().filter(own) {
                 replay(&mut space.memory, held);
             }
         }
