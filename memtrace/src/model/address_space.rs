@@ -132,7 +132,8 @@ impl AddressSpace {
 
     /// The pages of `range` are not resident any more.
     pub(super) fn discard(&mut self, range: &Range<u64>) {
-        self.pages.remove_range(range.start / PAGE..range.end / PAGE);
+        self.pages
+            .remove_range(range.start / PAGE..range.end / PAGE);
     }
 
     /// The pages changed by other means than the kernel's counters or smaps.
@@ -184,7 +185,8 @@ impl AddressSpace {
                 self.discard(&piece);
             }
             let mapped = region.mapped.clone();
-            self.regions.update(range.clone(), |old| old.mapped = mapped.clone());
+            self.regions
+                .update(range.clone(), |old| old.mapped = mapped.clone());
         }
         self.fill(range, &region);
         self.changed();
@@ -242,9 +244,8 @@ impl AddressSpace {
             // A read of untouched memory maps the zero page, which is not counted; a read that
             // waited for I/O brought a page back from swap.
             if write || access.major {
-                if huge && !access.major && !access.protection {
-                    self.pages.insert_huge(page);
-                } else if huge && access.protection && !self.pages.contains(page) {
+                let fresh = !access.protection || !self.pages.contains(page);
+                if huge && !access.major && fresh {
                     self.pages.insert_huge(page);
                 } else {
                     self.pages.insert(page);
@@ -299,10 +300,7 @@ impl AddressSpace {
         if likely {
             let mut stack = Region::anonymous(top, 3, time_ns);
             stack.kind = Kind::Stack;
-            stack.mapped = Some(Arc::new(Mapped {
-                path: "[stack]".into(),
-                build_id: Box::default(),
-            }));
+            stack.mapped = Some(Mapped::pseudo("[stack]"));
             self.fill(page..top, &stack);
         }
     }
@@ -434,7 +432,11 @@ mod tests {
         space.fault(2, 0x30_1000, WRITE);
         let child = space.fork();
         assert_eq!(child.regions.bytes(), 0x30000);
-        assert_eq!(child.pages.count(), 17, "16 of the written file, 1 anonymous");
+        assert_eq!(
+            child.pages.count(),
+            17,
+            "16 of the written file, 1 anonymous"
+        );
         assert!(child.regions.iter().all(|(_, region)| region.faults == 0));
     }
 

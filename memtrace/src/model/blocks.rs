@@ -181,8 +181,14 @@ mod tests {
         child.insert(1, block(99));
         assert_eq!(parent.remove(2), Some(block(20)));
         parent.insert(5, block(50));
-        assert_eq!(contents(&child), BTreeMap::from([(1, 99), (2, 20), (3, 30), (4, 40)]));
-        assert_eq!(contents(&parent), BTreeMap::from([(1, 10), (3, 30), (4, 40), (5, 50)]));
+        assert_eq!(
+            contents(&child),
+            BTreeMap::from([(1, 99), (2, 20), (3, 30), (4, 40)])
+        );
+        assert_eq!(
+            contents(&parent),
+            BTreeMap::from([(1, 10), (3, 30), (4, 40), (5, 50)])
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::event::Syscall;
 use super::{
     address_space::AddressSpace,
     pages::HUGE_PAGES,
-    region::{Kind, OnFork, PAGE, Region, page_up, span},
+    region::{Kind, Mapped, OnFork, PAGE, Region, page_up, span},
 };
 
 const MAP_TYPE: u64 = 0xf;
@@ -145,6 +145,9 @@ impl AddressSpace {
                 region.protection = heap.protection;
                 region.mapped.clone_from(&heap.mapped);
             }
+            region
+                .mapped
+                .get_or_insert_with(|| Mapped::pseudo("[heap]"));
             self.fill(old..new, &region);
             self.regions.update(old..new, |_| ());
         } else if new < old {
@@ -191,8 +194,8 @@ impl AddressSpace {
         region.shared = flags & MAP_TYPE != MAP_PRIVATE;
         region.hugetlb = flags & MAP_HUGETLB != 0;
         let known = self.regions.at(range.start).filter(|(start, old)| {
-            let same_place =
-                old.offset.wrapping_add(range.start - start) == event.offset || !old.is_file_backed();
+            let same_place = old.offset.wrapping_add(range.start - start) == event.offset
+                || !old.is_file_backed();
             let same_sort = if anonymous {
                 region.shared && old.kind == Kind::Shared && old.created_ns >= event.entered_ns
             } else {
@@ -393,7 +396,10 @@ mod tests {
     fn unmapping_takes_pages_and_splits() {
         let mut space = anonymous(8);
         touch(&mut space, 0..8);
-        space.call(30, &call(Call::Munmap, 29, 0, [BASE + 2 * PAGE, 3 * PAGE, 0, 0, 0]));
+        space.call(
+            30,
+            &call(Call::Munmap, 29, 0, [BASE + 2 * PAGE, 3 * PAGE, 0, 0, 0]),
+        );
         assert_eq!(shape(&space), [(0, 2), (5, 8)]);
         assert_eq!(space.pages.count(), 5);
         assert_eq!(space.peak_reserved, 8 * PAGE);
@@ -404,7 +410,13 @@ mod tests {
     fn a_removal_told_late_spares_what_was_mapped_since() {
         let mut space = anonymous(8);
         touch(&mut space, 0..8);
-        map(&mut space, 40, BASE + 2 * PAGE, 2, MAP_PRIVATE | MAP_ANONYMOUS);
+        map(
+            &mut space,
+            40,
+            BASE + 2 * PAGE,
+            2,
+            MAP_PRIVATE | MAP_ANONYMOUS,
+        );
         space.fault(41, BASE + 2 * PAGE, WRITE);
         space.call(50, &call(Call::Munmap, 30, 0, [BASE, 8 * PAGE, 0, 0, 0]));
         assert_eq!(shape(&space), [(2, 4)]);
@@ -438,7 +450,10 @@ mod tests {
         assert_eq!(space.program_break_bytes(), 0x42010);
         space.call(9, &brk(BASE + 0x9_0000_0000, BASE + 0x42010));
         assert_eq!(space.failed_calls()["brk"], 1);
-        space.call(10, &call(Call::Brk, 9, BASE + 0x1000, [BASE + 0x1000, 0, 0, 0, 0]));
+        space.call(
+            10,
+            &call(Call::Brk, 9, BASE + 0x1000, [BASE + 0x1000, 0, 0, 0, 0]),
+        );
         assert_eq!(shape(&space), [(0, 1)]);
         let kinds: Vec<Kind> = space.regions.iter().map(|(_, r)| r.kind).collect();
         assert_eq!(kinds, [Kind::Heap]);
@@ -456,7 +471,10 @@ mod tests {
         remap.arguments = [to, 16 * PAGE, 2 * PAGE, 0, 0];
         remap.entered_ns = 40;
         space.call(41, &remap);
-        assert_eq!((shape(&space), space.pages.count()), (vec![(0x100, 0x102)], 1));
+        assert_eq!(
+            (shape(&space), space.pages.count()),
+            (vec![(0x100, 0x102)], 1)
+        );
         remap.arguments = [to, 2 * PAGE, 3 * PAGE, 0, 0];
         space.call(51, &remap);
         assert_eq!(shape(&space), [(0x100, 0x103)]);
@@ -499,7 +517,13 @@ mod tests {
     #[test]
     fn populate_commits_at_once() {
         let mut space = AddressSpace::default();
-        map(&mut space, 10, BASE, 4, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE);
+        map(
+            &mut space,
+            10,
+            BASE,
+            4,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+        );
         assert_eq!(space.pages.count(), 4);
         map(&mut space, 20, BASE, 4, MAP_PRIVATE | MAP_ANONYMOUS);
         assert_eq!(space.pages.count(), 0, "mapped anew");
@@ -525,7 +549,13 @@ mod tests {
         let (_, region) = space.regions.at(BASE).unwrap();
         assert_eq!((region.path(), region.offset), (Some("/lib/a"), 0x2000));
         assert_eq!(space.pages.count(), 1);
-        map(&mut space, 20, BASE + PAGE, 2, MAP_PRIVATE | MAP_ANONYMOUS | 0x10);
+        map(
+            &mut space,
+            20,
+            BASE + PAGE,
+            2,
+            MAP_PRIVATE | MAP_ANONYMOUS | 0x10,
+        );
         let kinds: Vec<Kind> = space.regions.iter().map(|(_, r)| r.kind).collect();
         assert_eq!(kinds, [Kind::File, Kind::Anonymous, Kind::File]);
         assert_eq!(space.regions.at(BASE + 3 * PAGE).unwrap().1.offset, 0x5000);

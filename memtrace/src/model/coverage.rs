@@ -102,7 +102,11 @@ mod tests {
             .iter()
             .map(|(reason, count)| (reason.as_str(), *count))
             .collect();
-        let expected = [("implied_free", 6), ("ring_full_fault", 7), ("stack_truncated", 9)];
+        let expected = [
+            ("implied_free", 6),
+            ("ring_full_fault", 7),
+            ("stack_truncated", 9),
+        ];
         assert_eq!(reasons, expected);
         assert_eq!(document.unmatched_frees, 5);
         assert_eq!(document.probes.len(), 1);

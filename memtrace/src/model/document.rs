@@ -40,11 +40,7 @@ impl Model {
 
     /// The addresses in stacks of live blocks of a process that no [`Symbol`] has named yet, each once.
     pub fn stacks_to_symbolize(&self, pid: Pid) -> Vec<u64> {
-        let Some(process) = self
-            .current
-            .get(&pid)
-            .and_then(|id| self.processes.get(id))
-        else {
+        let Some(process) = self.current.get(&pid).and_then(|id| self.processes.get(id)) else {
             return Vec::new();
         };
         let sites = match (&process.summary, self.spaces.get(&process.space)) {
@@ -74,15 +70,15 @@ impl Model {
             let summary = process.summary.as_ref()?;
             Some((summary.counts?, summary.complete && !self.lossy))
         });
-        let (unmatched, implied) =
-            spaces
-                .chain(summaries)
-                .fold((0u64, 0u64), |(unmatched, implied), (counts, trusted)| {
-                    (
-                        unmatched.saturating_add(counts.unmatched(trusted)),
-                        implied.saturating_add(counts.implied_frees),
-                    )
-                });
+        let (unmatched, implied) = spaces.chain(summaries).fold(
+            (0u64, 0u64),
+            |(unmatched, implied), (counts, trusted)| {
+                (
+                    unmatched.saturating_add(counts.unmatched(trusted)),
+                    implied.saturating_add(counts.implied_frees),
+                )
+            },
+        );
         self.coverage.document(unmatched, implied)
     }
 
@@ -247,9 +243,9 @@ fn regions(memory: &address_space::AddressSpace) -> Vec<Region> {
 
 /// The frames that one address stands for: the functions inlined there, then the real one.
 fn frames(address: u64, symbol: Option<&Symbol>, modules: &[Module]) -> Vec<Frame> {
-    let module = modules
-        .iter()
-        .find(|module| (module.start..module.end).contains(&address));
+    let module = modules[..modules.partition_point(|module| module.start <= address)]
+        .last()
+        .filter(|module| address < module.end);
     let bare = Frame {
         address,
         module: module.map(|module| module.mapped.path.to_string()),

@@ -182,19 +182,22 @@ impl FaultStats {
                 (kind.name().to_owned(), faults)
             })
             .collect();
-        match self.totals.as_deref() {
+        let (minor, major) = self.seen();
+        // Totals that are behind the events were told before them.
+        let totals = self.totals.as_deref().filter(|totals| {
+            let (exact_minor, exact_major) = total_counts(totals);
+            exact_minor.saturating_add(exact_major) >= minor + major
+        });
+        match totals {
             Some(totals) => self.exact(totals, by_kind),
-            None => {
-                let (minor, major) = self.seen();
-                Faults {
-                    minor,
-                    major,
-                    user: self.user,
-                    kernel: self.kernel,
-                    latency_ns: self.all().map(|all| all.latency()),
-                    by_kind,
-                }
-            }
+            None => Faults {
+                minor,
+                major,
+                user: self.user,
+                kernel: self.kernel,
+                latency_ns: self.all().map(|all| all.latency()),
+                by_kind,
+            },
         }
     }
 
@@ -250,10 +253,16 @@ fn total_counts(totals: &FaultTotals) -> (u64, u64) {
 fn from_buckets(buckets: &[u64; BUCKETS], minor_sum: u64, major_sum: u64) -> Latency {
     let count = buckets.iter().copied().fold(0, u64::saturating_add);
     // The last bucket is open: all that is known is where it begins.
-    let bound = |index: usize| upper_bound(index.min(BUCKETS - 2)) + u64::from(index == BUCKETS - 1);
+    let bound =
+        |index: usize| upper_bound(index.min(BUCKETS - 2)) + u64::from(index == BUCKETS - 1);
     let filled = |(index, count): (usize, &u64)| (*count > 0).then_some(index);
     let first = buckets.iter().enumerate().find_map(filled).unwrap_or(0);
-    let last = buckets.iter().enumerate().filter_map(filled).last().unwrap_or(0);
+    let last = buckets
+        .iter()
+        .enumerate()
+        .rev()
+        .find_map(filled)
+        .unwrap_or(0);
     let at = |per_mille: u128| {
         let rank = (u128::from(count) * per_mille).div_ceil(1000);
         let mut seen = 0;
@@ -269,8 +278,13 @@ fn from_buckets(buckets: &[u64; BUCKETS], minor_sum: u64, major_sum: u64) -> Lat
         count,
         minor_sum,
         major_sum,
-        min: first.checked_sub(1).map_or(0, |below| upper_bound(below) + 1),
-        mean: minor_sum.saturating_add(major_sum).checked_div(count).unwrap_or(0),
+        min: first
+            .checked_sub(1)
+            .map_or(0, |below| upper_bound(below) + 1),
+        mean: minor_sum
+            .saturating_add(major_sum)
+            .checked_div(count)
+            .unwrap_or(0),
         p50: at(500),
         p90: at(900),
         p99: at(990),
@@ -326,17 +340,33 @@ mod tests {
         stats.record(Kind::File, Some(20_000), MAJOR);
         stats.record(Kind::File, None, MINOR);
         let faults = stats.document();
-        assert_eq!((faults.minor, faults.major, faults.user, faults.kernel), (3, 1, 3, 1));
+        assert_eq!(
+            (faults.minor, faults.major, faults.user, faults.kernel),
+            (3, 1, 3, 1)
+        );
         let all = faults.latency_ns.unwrap();
-        assert_eq!((all.count, all.min, all.max, all.mean), (3, 100, 20_000, 6_800));
+        assert_eq!(
+            (all.count, all.min, all.max, all.mean),
+            (3, 100, 20_000, 6_800)
+        );
         assert_eq!((all.minor_sum, all.major_sum), (400, 20_000));
         assert!((300..=303).contains(&all.p50), "{}", all.p50);
         assert_eq!(all.p999, 20_000);
-        assert_eq!(all.buckets.iter().map(|bucket| bucket.count).sum::<u64>(), 3);
+        assert_eq!(
+            all.buckets.iter().map(|bucket| bucket.count).sum::<u64>(),
+            3
+        );
         assert!(all.buckets.contains(&Bucket { le: 111, count: 1 }));
         let kinds: Vec<&str> = faults.by_kind.keys().map(String::as_str).collect();
         assert_eq!(kinds, ["anonymous", "file"]);
-        assert_eq!(faults.by_kind["anonymous"].latency_ns.as_ref().unwrap().mean, 200);
+        assert_eq!(
+            faults.by_kind["anonymous"]
+                .latency_ns
+                .as_ref()
+                .unwrap()
+                .mean,
+            200
+        );
     }
 
     #[test]
@@ -350,7 +380,10 @@ mod tests {
             stats.record(Kind::Anonymous, Some(100), MINOR);
         }
         let faults = stats.document();
-        assert_eq!((faults.minor, faults.major, faults.user, faults.kernel), (5, 2, 5, 2));
+        assert_eq!(
+            (faults.minor, faults.major, faults.user, faults.kernel),
+            (5, 2, 5, 2)
+        );
         let coarse = faults.latency_ns.unwrap();
         assert_eq!((coarse.count, coarse.mean), (4, 2_675));
         assert_eq!((coarse.min, coarse.p50), (96, 111));

@@ -93,7 +93,10 @@ impl Model {
     /// A pid is taken by a new process: whoever had it has ended, seen or not.
     fn vacate(&mut self, pid: Pid, time_ns: u64) {
         if let Some(&id) = self.current.get(&pid)
-            && self.processes.get(&id).is_some_and(|old| old.end_ns.is_none())
+            && self
+                .processes
+                .get(&id)
+                .is_some_and(|old| old.end_ns.is_none())
         {
             self.end(id, time_ns, None);
         }
@@ -342,4 +345,3 @@ impl Model {
         }
     }
 }
-

@@ -186,7 +186,11 @@ mod tests {
         assert_eq!(pages.count(), 3);
         pages.remove_range(1024..1536);
         pages.insert_huge(1024);
-        assert_eq!(pages.count(), 512, "after MADV_DONTNEED it may be huge again");
+        assert_eq!(
+            pages.count(),
+            512,
+            "after MADV_DONTNEED it may be huge again"
+        );
     }
 
     #[test]

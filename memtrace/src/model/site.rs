@@ -100,11 +100,9 @@ mod tests {
         assert_eq!(sites.frames(small), [0u64; 0]);
         assert_eq!(sites.frames(77), [0u64; 0]);
         let mut heap = Heap::default();
-        for (address, size, time_ns, site) in [
-            (16, 10, 5, small),
-            (32, 20, 3, small),
-            (48, 100, 9, large),
-        ] {
+        for (address, size, time_ns, site) in
+            [(16, 10, 5, small), (32, 20, 3, small), (48, 100, 9, large)]
+        {
             let block = Block {
                 size,
                 time_ns,
@@ -114,7 +112,10 @@ mod tests {
         }
         let live = live_sites(&heap);
         assert_eq!(live.len(), 2);
-        assert_eq!((live[0].site, live[0].bytes, live[0].blocks), (large, 100, 1));
+        assert_eq!(
+            (live[0].site, live[0].bytes, live[0].blocks),
+            (large, 100, 1)
+        );
         let expected = Live {
             site: small,
             bytes: 30,

@@ -207,7 +207,11 @@ fn a_leak_has_its_site_ages_and_names() {
     assert_eq!((row.leaks[0].bytes, row.leaks[0].stack.len()), (1000, 0));
     let leak = &row.leaks[1];
     assert_eq!((leak.bytes, leak.blocks), (128, 2));
-    assert_eq!((leak.oldest_age_ns, leak.newest_age_ns), (40, 20), "as of End");
+    assert_eq!(
+        (leak.oldest_age_ns, leak.newest_age_ns),
+        (40, 20),
+        "as of End"
+    );
     let told: Vec<_> = leak
         .stack
         .iter()
@@ -233,11 +237,17 @@ fn fork_inherits_blocks_mappings_and_names() {
     let (parent, child) = (trace.row(10), trace.row(11));
     assert_eq!((live(&parent), live(&child)), ((1, 64), (1, 10)));
     let heap = child.heap.unwrap();
-    assert_eq!((heap.allocations, heap.frees, heap.peak_live_bytes), (1, 1, 64));
+    assert_eq!(
+        (heap.allocations, heap.frees, heap.peak_live_bytes),
+        (1, 1, 64)
+    );
     assert_eq!(parent.address_space.committed_bytes, PAGE);
     assert_eq!(child.address_space.committed_bytes, 2 * PAGE);
     assert_eq!((child.faults.minor, parent.faults.minor), (1, 1));
-    assert_eq!((child.parent_pid, child.exe.as_str()), (10, "/bin/launched"));
+    assert_eq!(
+        (child.parent_pid, child.exe.as_str()),
+        (10, "/bin/launched")
+    );
 }
 
 #[test]
@@ -264,10 +274,16 @@ fn a_vfork_child_lives_in_its_parent_until_it_execs() {
     let (parent, child) = (trace.row(10), trace.row(11));
     assert_eq!((live(&parent), live(&child)), ((1, 10), (1, 7)));
     assert_eq!(parent.regions.len(), 1);
-    assert_eq!(parent.regions[0].path, None, "the new program is not in the parent");
+    assert_eq!(
+        parent.regions[0].path, None,
+        "the new program is not in the parent"
+    );
     assert_eq!(child.regions[0].path.as_deref(), Some("/bin/new"));
     assert_eq!(child.address_space.committed_bytes, PAGE);
-    assert_eq!((child.comm.as_str(), child.exe.as_str()), ("new", "/bin/new"));
+    assert_eq!(
+        (child.comm.as_str(), child.exe.as_str()),
+        ("new", "/bin/new")
+    );
     assert_eq!(parent.address_space.reserved_bytes, 4 * PAGE);
 }
 
@@ -314,7 +330,10 @@ fn a_pid_that_comes_back_is_another_process() {
         .iter()
         .map(|row| (row.pid, row.start_time_ns, row.end_time_ns, live(row).0))
         .collect();
-    assert_eq!(rows, [(10, 5, None, 0), (11, 20, Some(22), 1), (11, 30, None, 0)]);
+    assert_eq!(
+        rows,
+        [(10, 5, None, 0), (11, 20, Some(22), 1), (11, 30, None, 0)]
+    );
 }
 
 #[test]
@@ -326,7 +345,11 @@ fn a_wrong_free_is_the_programs_only_if_all_was_seen() {
         }
         let document = trace.document();
         let heap = document.processes[0].heap.unwrap();
-        (heap.invalid_frees, heap.double_frees, document.coverage.unmatched_frees)
+        (
+            heap.invalid_frees,
+            heap.double_frees,
+            document.coverage.unmatched_frees,
+        )
     };
     assert_eq!(run(&mut Trace::new()), (1, 1, 0));
     for pid in [0, 10] {
@@ -355,7 +378,10 @@ fn a_heap_that_is_not_seen_is_null_with_a_reason() {
     };
     trace.event(20, 10, stripped);
     let row = trace.row(10);
-    assert_eq!((row.heap, row.heap_reason.as_deref()), (None, Some("stripped")));
+    assert_eq!(
+        (row.heap, row.heap_reason.as_deref()),
+        (None, Some("stripped"))
+    );
     assert_eq!(row.timeline.last().unwrap().heap_live_bytes, None);
 }
 
@@ -446,7 +472,10 @@ fn smaps_seeds_a_running_process() {
     trace.event(6, 10, EventKind::Smaps(Box::new(region)));
     trace.event(6, 10, EventKind::SmapsEnd);
     let space = trace.row(10).address_space;
-    assert_eq!((space.reserved_bytes, space.committed_bytes), (8 * PAGE, 2 * PAGE));
+    assert_eq!(
+        (space.reserved_bytes, space.committed_bytes),
+        (8 * PAGE, 2 * PAGE)
+    );
     assert_eq!((space.lazy_bytes, space.swapped_bytes), (6 * PAGE, Some(0)));
     assert_eq!(space.committed_source, "smaps");
     trace.fault(7, 10, BASE + 5 * PAGE, WRITE);
@@ -467,4 +496,137 @@ fn strangers_are_taken_in() {
     assert_eq!(document.processes[0].faults.by_kind["other"].minor, 1);
     assert_eq!(document.coverage.events, 4);
     assert_eq!(document.coverage.unmatched_frees, 1);
+}
+
+/// Any order of any events, most of them nonsense: nothing panics and the sums hold.
+#[test]
+fn nonsense_cannot_break_it() {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move |bound: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % bound
+    };
+    for round in 0..20 {
+        let limits = Limits {
+            exited_processes: 4,
+            timeline_points: 8,
+            exited_timeline_points: 4,
+            exited_sites: 2,
+        };
+        let mut trace = Trace(Model::new(limits));
+        let mut time = 0;
+        for _ in 0..1000 {
+            time += random(3) * MS;
+            let (pid, other) = (random(6) as Pid, random(6) as Pid);
+            let wild = [0, 1, PAGE, BASE, u64::MAX, 1 << 63, u64::MAX - PAGE];
+            let mut address = || match random(4) {
+                0 => wild[random(7) as usize],
+                _ => BASE + random(32) * PAGE,
+            };
+            let (first, second) = (address(), address());
+            let size = match random(8) {
+                0 => wild[random(7) as usize],
+                _ => random(16) * PAGE,
+            };
+            let access = Access {
+                major: random(8) == 0,
+                kernel: random(4) == 0,
+                write: [None, Some(true), Some(false)][random(3) as usize],
+                protection: random(4) == 0,
+                instruction: false,
+            };
+            match random(16) {
+                0 => trace.fork(time, pid, other, random(2) == 0),
+                1 => trace.exec(time, pid),
+                2 if round % 2 == 0 => trace.exit(time, pid),
+                3 => trace.mapped(
+                    time,
+                    pid,
+                    first,
+                    ["/a", "//anon", "[heap]", "[stack]"][random(4) as usize],
+                ),
+                4..=6 => trace.fault(time, pid, first, access),
+                7 => trace.alloc(time, pid, random(20), size, random(4)),
+                8 => trace.free(time, pid, random(20)),
+                9 => {
+                    let kind = EventKind::Realloc {
+                        entered_ns: time.saturating_sub(random(4) * MS),
+                        old_address: random(20),
+                        new_address: random(20),
+                        size,
+                        stack: random(4),
+                    };
+                    trace.event(time, pid, kind);
+                }
+                10 => trace.start(pid, random(2) == 0),
+                11 => {
+                    let mut totals = totals(random(100));
+                    totals.mapped_bytes = size;
+                    totals.last = random(2) == 0;
+                    totals.break_end = second;
+                    trace.event(time, pid, EventKind::Memory(Box::new(totals)));
+                }
+                12 => trace.event(time, pid, EventKind::SmapsBegin),
+                13 => {
+                    let region = SmapsRegion {
+                        start: first,
+                        end: second,
+                        protection: 3,
+                        shared: random(2) == 0,
+                        offset: 0,
+                        path: ["", "[heap]", "/a"][random(3) as usize].into(),
+                        inode: 0,
+                        resident_bytes: size,
+                        anonymous_bytes: size,
+                        swapped_bytes: size,
+                        resident_pages: (random(2) == 0)
+                            .then(|| Box::from([(first / PAGE, second / PAGE)])),
+                    };
+                    trace.event(time, pid, EventKind::Smaps(Box::new(region)));
+                    if random(4) == 0 {
+                        trace.event(time, pid, EventKind::SmapsEnd);
+                    }
+                }
+                _ => {
+                    let calls = [
+                        Call::Brk,
+                        Call::Mmap,
+                        Call::Munmap,
+                        Call::Mremap,
+                        Call::Mprotect,
+                        Call::Madvise,
+                        Call::Shmat,
+                        Call::Shmdt,
+                    ];
+                    let call = Syscall {
+                        call: calls[random(8) as usize],
+                        entered_ns: time.saturating_sub(random(3) * MS),
+                        result: [0, first as i64, -12][random(3) as usize],
+                        arguments: [
+                            first,
+                            size,
+                            random(26),
+                            [0x22, 0x8022, 2, 1, 0x40022][random(5) as usize],
+                            second,
+                        ],
+                        offset: random(4) * PAGE,
+                    };
+                    trace.event(time, pid, EventKind::Syscall(Box::new(call)));
+                }
+            }
+        }
+        for row in trace.document().processes {
+            if let Some(heap) = row.heap
+                && row.end_time_ns.is_none()
+            {
+                let blocks: u64 = row.leaks.iter().map(|leak| leak.blocks).sum();
+                assert_eq!(blocks, heap.live_blocks);
+            }
+            for pair in row.regions.windows(2) {
+                assert!(pair[0].end <= pair[1].start);
+            }
+        }
+    }
 }

@@ -26,9 +26,9 @@ impl Timeline {
 
     /// Whether a point at this time would be kept.
     pub fn is_due(&self, time_ns: u64) -> bool {
-        self.points.last().is_none_or(|last| {
-            time_ns >= last.time_ns.saturating_add(self.interval_ns)
-        })
+        self.points
+            .last()
+            .is_none_or(|last| time_ns >= last.time_ns.saturating_add(self.interval_ns))
     }
 
     /// Keeps a point, if it is due.
@@ -62,7 +62,11 @@ impl Timeline {
     /// The points kept, and `last` after them.
     pub fn with_last(&self, last: TimelinePoint) -> Vec<TimelinePoint> {
         let mut points = self.points.clone();
-        if points.len() > 1 && points.last().is_some_and(|point| point.time_ns >= last.time_ns) {
+        if points.len() > 1
+            && points
+                .last()
+                .is_some_and(|point| point.time_ns >= last.time_ns)
+        {
             points.pop();
         }
         if points.last() != Some(&last) {

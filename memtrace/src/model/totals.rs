@@ -123,7 +123,10 @@ impl AddressSpace {
         } else {
             let mut order: Vec<usize> = (0..6).collect();
             order.sort_by_key(|&index| {
-                (index != Kind::Other.index(), std::cmp::Reverse(reserved[index]))
+                (
+                    index != Kind::Other.index(),
+                    std::cmp::Reverse(reserved[index]),
+                )
             });
             take(reserved, &order, tracked - target);
         }
@@ -168,7 +171,11 @@ fn settle_committed(committed: &mut [u64; 6], copied: u64, totals: &MemoryTotals
 
     let target = totals.anonymous_bytes;
     if target >= tracked + copied {
-        let largest = if tracked == 0 { Kind::Anonymous.index() } else { anonymous[0] };
+        let largest = if tracked == 0 {
+            Kind::Anonymous.index()
+        } else {
+            anonymous[0]
+        };
         committed[largest] += target - tracked - copied;
     } else {
         let excess = tracked + copied - target;
@@ -253,7 +260,11 @@ mod tests {
         assert_eq!(space.committed(), (24 * PAGE, Source::Counters));
         assert_eq!(space.reserved(), 70 * PAGE);
         space.counters(&totals(0, 0, 0, 0));
-        assert_eq!(space.reserved(), 70 * PAGE, "a space that is gone says nothing");
+        assert_eq!(
+            space.reserved(),
+            70 * PAGE,
+            "a space that is gone says nothing"
+        );
     }
 
     #[test]
