@@ -244,9 +244,8 @@ impl AddressSpace {
             // A read of untouched memory maps the zero page, which is not counted; a read that
             // waited for I/O brought a page back from swap.
             if write || access.major {
-                if huge && !access.major && !access.protection {
-                    self.pages.insert_huge(page);
-                } else if huge && access.protection && !self.pages.contains(page) {
+                let fresh = !access.protection || !self.pages.contains(page);
+                if huge && !access.major && fresh {
                     self.pages.insert_huge(page);
                 } else {
                     self.pages.insert(page);
@@ -301,10 +300,7 @@ impl AddressSpace {
         if likely {
             let mut stack = Region::anonymous(top, 3, time_ns);
             stack.kind = Kind::Stack;
-            stack.mapped = Some(Arc::new(Mapped {
-                path: "[stack]".into(),
-                build_id: Box::default(),
-            }));
+            stack.mapped = Some(Mapped::pseudo("[stack]"));
             self.fill(page..top, &stack);
         }
     }

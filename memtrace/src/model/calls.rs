@@ -13,7 +13,7 @@ use crate::event::Syscall;
 use super::{
     address_space::AddressSpace,
     pages::HUGE_PAGES,
-    region::{Kind, OnFork, PAGE, Region, page_up, span},
+    region::{Kind, Mapped, OnFork, PAGE, Region, page_up, span},
 };
 
 const MAP_TYPE: u64 = 0xf;
@@ -145,8 +145,16 @@ impl AddressSpace {
                 region.protection = heap.protection;
                 region.mapped.clone_from(&heap.mapped);
             }
+            region
+                .mapped
+                .get_or_insert_with(|| Mapped::pseudo("[heap]"));
             self.fill(old..new, &region);
-            self.regions.update(old..new, |_| ());
+            // The kernel announces the area before the break is moved: it is not known as the heap yet.
+            self.regions.update(old..new, |region| {
+                if region.kind == Kind::Anonymous {
+                    region.kind = Kind::Heap;
+                }
+            });
         } else if new < old {
             self.unmap(new..old, entered_ns);
         }

@@ -255,9 +255,9 @@ fn regions(memory: &address_space::AddressSpace) -> Vec<Region> {
 
 /// The frames that one address stands for: the functions inlined there, then the real one.
 fn frames(address: u64, symbol: Option<&Symbol>, modules: &[Module]) -> Vec<Frame> {
-    let module = modules
-        .iter()
-        .find(|module| (module.start..module.end).contains(&address));
+    let module = modules[..modules.partition_point(|module| module.start <= address)]
+        .last()
+        .filter(|module| address < module.end);
     let bare = Frame {
         address,
         module: module.map(|module| module.mapped.path.to_string()),

@@ -182,19 +182,22 @@ impl FaultStats {
                 (kind.name().to_owned(), faults)
             })
             .collect();
-        match self.totals.as_deref() {
+        let (minor, major) = self.seen();
+        // Totals that are behind the events were told before them.
+        let totals = self.totals.as_deref().filter(|totals| {
+            let (exact_minor, exact_major) = total_counts(totals);
+            exact_minor.saturating_add(exact_major) >= minor + major
+        });
+        match totals {
             Some(totals) => self.exact(totals, by_kind),
-            None => {
-                let (minor, major) = self.seen();
-                Faults {
-                    minor,
-                    major,
-                    user: self.user,
-                    kernel: self.kernel,
-                    latency_ns: self.all().map(|all| all.latency()),
-                    by_kind,
-                }
-            }
+            None => Faults {
+                minor,
+                major,
+                user: self.user,
+                kernel: self.kernel,
+                latency_ns: self.all().map(|all| all.latency()),
+                by_kind,
+            },
         }
     }
 
@@ -257,8 +260,8 @@ fn from_buckets(buckets: &[u64; BUCKETS], minor_sum: u64, major_sum: u64) -> Lat
     let last = buckets
         .iter()
         .enumerate()
-        .filter_map(filled)
-        .last()
+        .rev()
+        .find_map(filled)
         .unwrap_or(0);
     let at = |per_mille: u128| {
         let rank = (u128::from(count) * per_mille).div_ceil(1000);

@@ -82,6 +82,7 @@ impl Model {
             heap_seen: HeapSeen::Unknown,
             faults: Default::default(),
             timeline: Timeline::new(self.limits.timeline_points),
+            launching: false,
             pending: Vec::new(),
             summary: None,
         };
@@ -121,6 +122,7 @@ impl Model {
             process.start_ns = started.start_ns;
             process.comm.clone_from(&started.comm);
             process.exe.clone_from(&started.exe);
+            process.launching = !started.already_running;
         }
         if !started.already_running {
             self.command.get_or_insert(id);
@@ -206,12 +208,18 @@ impl Model {
         let (old_space, old_image) = (process.space, process.image);
         (process.space, process.image) = (fresh, image);
         process.guest_of = None;
+        if std::mem::take(&mut process.launching) {
+            process.start_ns = event.time_ns;
+            process.timeline = Timeline::new(self.limits.timeline_points);
+        }
         process.exe = path.into();
         process.comm = comm.into();
         process.command_line.clear();
         if let Some(space) = self.spaces.get_mut(&fresh) {
             space.users = 1;
-            for held in &pending {
+            // The execing thread is the only one left: what others mapped last went with them.
+            let own = |held: &&Event| held.tid == event.tid || held.tid == 0 || event.tid == 0;
+            for held in pending.iter().filter(own) {
                 replay(&mut space.memory, held);
             }
         }

@@ -27,11 +27,14 @@ mod site;
 mod timeline;
 mod totals;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
-use crate::event::{Event, EventKind, Machine, Pid, StackId, Symbol};
+use crate::{
+    event::{Event, EventKind, Machine, Pid, StackId, Symbol},
+    report::document::Latency,
+};
 
 use self::{
     blocks::Block,
@@ -97,7 +100,7 @@ pub struct Model {
     ended: bool,
     next_id: u32,
     /// Ordered by age, since numbers rise.
-    processes: std::collections::BTreeMap<ProcessId, Process>,
+    processes: BTreeMap<ProcessId, Process>,
     /// The latest process with a pid.
     current: FxHashMap<Pid, ProcessId>,
     /// The first process that tracing launched.
@@ -283,6 +286,10 @@ impl Model {
             return;
         }
         let pending = std::mem::take(&mut process.pending);
+        // A guest that dies with an exec under way leaves nothing in its host's memory.
+        if process.guest_of.is_some() && matches!(event.kind, EventKind::Exit { .. }) {
+            return;
+        }
         if let Some(space) = self.spaces.get_mut(&process.space) {
             for held in &pending {
                 replay(&mut space.memory, held);
@@ -320,9 +327,8 @@ impl Model {
                 stats.set_totals(totals);
                 let mut faults = stats.document();
                 let old = std::mem::take(&mut summary.row.faults);
-                let same = |latency: &Option<crate::report::document::Latency>| {
-                    latency.as_ref().map(|latency| latency.count)
-                };
+                let same =
+                    |latency: &Option<Latency>| latency.as_ref().map(|latency| latency.count);
                 if same(&old.latency_ns) == same(&faults.latency_ns) {
                     faults.latency_ns = old.latency_ns;
                 }

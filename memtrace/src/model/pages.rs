@@ -34,6 +34,7 @@ pub struct Pages {
 
 impl Pages {
     /// Resident pages.
+    #[cfg(test)]
     pub fn count(&self) -> u64 {
         self.count
     }

@@ -125,6 +125,8 @@ pub struct Process {
     pub faults: FaultStats,
     /// Its history, over all its programs.
     pub timeline: Timeline,
+    /// It is to be launched: what it was before its exec is the launcher's copy and no history of its own.
+    pub launching: bool,
     /// Announced mappings, and kernel-mode faults after them, that may belong to a program being exec'd.
     ///
     /// exec maps the new program before it is told, and within a vfork child these would land in the

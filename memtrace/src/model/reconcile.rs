@@ -3,14 +3,15 @@
 //! Reading takes a while, and the process goes on meanwhile. So what was mapped, unmapped or touched
 //! since reading began is applied on top of what was read.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 use crate::event::SmapsRegion;
 
 use super::{
     address_space::{AddressSpace, Source},
+    intervals::Intervals,
     pages::Pages,
-    region::{Kind, Mapped, OnFork, PAGE, Region, is_unnamed, span},
+    region::{ADDRESS_LIMIT, Kind, Mapped, OnFork, PAGE, Region, is_unnamed, page_up, span},
 };
 
 /// An smaps listing that is not complete yet.
@@ -59,7 +60,7 @@ impl AddressSpace {
             if &*line.path == "[heap]" {
                 self.break_start = Some(line.start);
                 // smaps knows whole pages only.
-                if super::region::page_up(self.break_end) != line.end {
+                if page_up(self.break_end) != line.end {
                     self.break_end = line.end;
                 }
             }
@@ -74,6 +75,10 @@ impl AddressSpace {
             }
         }
         self.pages.replace(pages);
+        // A page touched meanwhile may lie in a mapping that is gone.
+        for gap in self.regions.gaps(0..ADDRESS_LIMIT) {
+            self.discard(&gap);
+        }
         let swapped = |line: &SmapsRegion| line.swapped_bytes;
         self.swapped = Some(
             reading
@@ -89,7 +94,7 @@ impl AddressSpace {
 
 /// The mapping that a line tells, with what only events tell taken from what was there `before`.
 fn read_region(
-    before: &super::intervals::Intervals,
+    before: &Intervals,
     range: &Range<u64>,
     line: &SmapsRegion,
     begun_ns: u64,
@@ -116,10 +121,7 @@ fn read_region(
         region.on_fork = OnFork::Keep;
     }
     if region.mapped.is_none() && !is_unnamed(&line.path) {
-        region.mapped = Some(Arc::new(Mapped {
-            path: line.path.clone(),
-            build_id: Box::default(),
-        }));
+        region.mapped = Some(Mapped::pseudo(&line.path));
     }
     if region.is_file_backed() {
         region.offset = line.offset;

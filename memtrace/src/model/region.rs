@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 pub const PAGE: u64 = 4096;
 
 /// Largest address the model accepts: beyond it an event is damaged, not news.
-const ADDRESS_LIMIT: u64 = 1 << 57;
+pub const ADDRESS_LIMIT: u64 = 1 << 57;
 
 /// What a mapping is for, as reports group them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +106,16 @@ pub struct Mapped {
     pub path: Box<str>,
     /// GNU build ID; empty where unknown.
     pub build_id: Box<[u8]>,
+}
+
+impl Mapped {
+    /// What the kernel maps under a name of its own.
+    pub fn pseudo(path: &str) -> Arc<Self> {
+        Arc::new(Self {
+            path: path.into(),
+            build_id: Box::default(),
+        })
+    }
 }
 
 /// What fork does with a mapping.
