@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    event::{Event, EventKind, FileMapped, Pid},
+    event::{Event, EventKind, Pid},
     probe::{
         Error,
         heap::{FileId, HeapProbes, Verdict},
@@ -52,22 +52,23 @@ impl HeapWatch {
         Ok(())
     }
 
-    /// A process mapped a file: the event to deliver right after, if the file says something of its heap.
+    /// A process mapped a file to execute: the event to deliver after, if the file says something of its heap.
     pub fn mapped(
         &mut self,
         object: &mut Object,
-        event: &Event,
-        map: &FileMapped,
+        pid: Pid,
+        time_ns: u64,
+        path: &str,
     ) -> Option<Event> {
-        let probes = self.probes.as_mut()?;
-        if map.protection & libc::PROT_EXEC as u32 == 0 || !map.path.starts_with('/') {
+        let probes = self.probes.as_ref()?;
+        if !path.starts_with('/') {
             return None;
         }
-        let path = locate(event.pid, &map.path)?;
+        let path = locate(pid, path)?;
         let known = FileId::of(&path)
             .ok()
             .is_some_and(|id| probes.known(id).is_some());
-        match self.verdict(object, event.pid, event.time_ns, &path, !known) {
+        match self.verdict(object, pid, time_ns, &path, !known) {
             Ok(heap) => heap,
             Err(error) => {
                 self.failures.push(error.to_string());

@@ -11,7 +11,16 @@ use crate::{
 /// Mappings by process. A forked child shares its parent's until one of them changes.
 #[derive(Default)]
 pub struct Modules {
-    by_pid: HashMap<Pid, Rc<Vec<Mapping>>>,
+    by_pid: HashMap<Pid, Image>,
+}
+
+/// What one process has mapped.
+#[derive(Clone, Default)]
+struct Image {
+    mappings: Rc<Vec<Mapping>>,
+    /// How many there were when the last execve began: those behind are the new program's, since the kernel
+    /// maps it before it tells that the exec succeeded.
+    before_exec: usize,
 }
 
 impl Modules {
@@ -46,12 +55,19 @@ impl Modules {
                 }
             }
             EventKind::Fork { child, .. } => {
-                if let Some(mappings) = self.by_pid.get(&event.pid).cloned() {
-                    self.by_pid.insert(*child, mappings);
+                if let Some(image) = self.by_pid.get(&event.pid).cloned() {
+                    self.by_pid.insert(*child, image);
                 }
             }
+            EventKind::Memory(totals) if totals.last => {
+                let image = self.by_pid.entry(event.pid).or_default();
+                image.before_exec = image.mappings.len();
+            }
             EventKind::Exec { .. } => {
-                self.by_pid.remove(&event.pid);
+                let image = self.by_pid.entry(event.pid).or_default();
+                let new = image.mappings.get(image.before_exec..);
+                image.mappings = Rc::new(new.unwrap_or_default().to_vec());
+                image.before_exec = 0;
             }
             _ => {}
         }
@@ -59,18 +75,19 @@ impl Modules {
 
     /// The mappings of a process, in the order they were made.
     pub fn of(&self, pid: Pid) -> &[Mapping] {
-        self.by_pid.get(&pid).map_or(&[], |mappings| mappings)
+        self.by_pid.get(&pid).map_or(&[], |image| &image.mappings)
     }
 
     fn add(&mut self, pid: Pid, mapping: Mapping) {
-        Rc::make_mut(self.by_pid.entry(pid).or_default()).push(mapping);
+        let image = self.by_pid.entry(pid).or_default();
+        Rc::make_mut(&mut image.mappings).push(mapping);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::FileMapped;
+    use crate::event::{FileMapped, MemoryTotals};
 
     fn mapped(pid: Pid, start: u64, path: &str) -> Event {
         let map = FileMapped {
@@ -90,40 +107,71 @@ mod tests {
         }
     }
 
+    fn at(pid: Pid, kind: EventKind) -> Event {
+        Event {
+            time_ns: 1,
+            pid,
+            tid: pid,
+            kind,
+        }
+    }
+
+    fn exec(pid: Pid) -> Event {
+        at(
+            pid,
+            EventKind::Exec {
+                path: "/c".into(),
+                comm: "c".into(),
+            },
+        )
+    }
+
+    fn paths(modules: &Modules, pid: Pid) -> Vec<String> {
+        modules
+            .of(pid)
+            .iter()
+            .map(|one| one.path.to_string())
+            .collect()
+    }
+
     #[test]
-    fn a_child_keeps_what_its_parent_had_and_exec_forgets_it() {
+    fn a_child_keeps_what_its_parent_had() {
         let mut modules = Modules::default();
         modules.note(&mapped(1, 0x1000, "/a"));
-        let fork = EventKind::Fork {
-            child: 2,
-            shares_memory: false,
-            comm: "a".into(),
-        };
-        modules.note(&Event {
-            time_ns: 2,
-            pid: 1,
-            tid: 1,
-            kind: fork,
-        });
+        modules.note(&at(
+            1,
+            EventKind::Fork {
+                child: 2,
+                shares_memory: false,
+                comm: "a".into(),
+            },
+        ));
         modules.note(&mapped(2, 0x2000, "/b"));
-        let paths = |pid| {
-            modules
-                .of(pid)
-                .iter()
-                .map(|one| &*one.path)
-                .collect::<Vec<_>>()
+        assert_eq!(paths(&modules, 1), ["/a"]);
+        assert_eq!(paths(&modules, 2), ["/a", "/b"]);
+    }
+
+    #[test]
+    fn exec_forgets_what_was_mapped_before_it_began_and_keeps_what_it_mapped() {
+        let mut modules = Modules::default();
+        modules.note(&mapped(1, 0x1000, "/a"));
+        let totals = MemoryTotals {
+            file_bytes: 0,
+            anonymous_bytes: 0,
+            shared_bytes: 0,
+            swapped_bytes: 0,
+            peak_resident_bytes: 0,
+            mapped_bytes: 0,
+            break_start: 0,
+            break_end: 0,
+            stack: 0,
+            approximate: false,
+            last: true,
         };
-        assert_eq!((paths(1), paths(2)), (vec!["/a"], vec!["/a", "/b"]));
-        let exec = EventKind::Exec {
-            path: "/c".into(),
-            comm: "c".into(),
-        };
-        modules.note(&Event {
-            time_ns: 3,
-            pid: 2,
-            tid: 2,
-            kind: exec,
-        });
-        assert!(modules.of(2).is_empty());
+        modules.note(&at(1, EventKind::Memory(Box::new(totals))));
+        modules.note(&mapped(1, 0x2000, "/c"));
+        modules.note(&exec(1));
+        modules.note(&mapped(1, 0x3000, "/libc"));
+        assert_eq!(paths(&modules, 1), ["/c", "/libc"]);
     }
 }

@@ -310,11 +310,12 @@ impl Session {
                 let (pid, time_ns) = (event.pid, event.time_ns);
                 self.consume(event);
                 self.consume(self.unavailable(pid, time_ns));
+                self.look_at_program(pid, time_ns);
             }
-            EventKind::FileMapped(map) => {
-                let heap = self.heap.mapped(&mut self.object, &event, map);
+            EventKind::FileMapped(map) if map.protection & libc::PROT_EXEC as u32 != 0 => {
+                let (pid, time_ns, path) = (event.pid, event.time_ns, map.path.clone());
                 self.consume(event);
-                if let Some(heap) = heap {
+                if let Some(heap) = self.heap.mapped(&mut self.object, pid, time_ns, &path) {
                     self.consume(heap);
                 }
             }
@@ -341,6 +342,22 @@ impl Session {
                 self.consume(event);
             }
             _ => self.consume(event),
+        }
+    }
+
+    /// The kernel maps a program before it tells that the exec succeeded: an allocator linked into it is known
+    /// by then.
+    fn look_at_program(&mut self, pid: Pid, time_ns: u64) {
+        let paths: Vec<_> = self
+            .modules
+            .of(pid)
+            .iter()
+            .map(|one| one.path.clone())
+            .collect();
+        for path in paths {
+            if let Some(event) = self.heap.mapped(&mut self.object, pid, time_ns, &path) {
+                self.consume(event);
+            }
         }
     }
 
