@@ -89,23 +89,50 @@ struct Group {
 impl Group {
     /// Lets the uprobes be hit by a thread's address space. A thread that is gone needs none.
     fn follow(&mut self, object: &Object, scope: Scope) -> Result<(), Error> {
-        let attach = |source| Error::Attach {
-            name: "allocator functions".to_owned(),
-            source,
-        };
-        let id = self.definitions.id().map_err(attach)?;
-        let event = match perf::open(Source::Tracepoint(id), scope) {
-            Ok(event) => event,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-            Err(error) => return Err(event_error("allocator functions".to_owned(), error)),
-        };
-        // The program belongs to the definitions, not to one of their events: one link serves them all.
         if self.link.is_none() {
-            let program = object.program(self.program)?;
-            self.link = Some(perf::link(program, event.as_fd(), self.cookie).map_err(attach)?);
+            self.attach(object, scope)?;
         }
+        if let Some(event) = self.open(scope)? {
+            self.events.push(event);
+        }
+        Ok(())
+    }
+
+    /// Attaches the program, once. It belongs to the definitions and runs for whatever event lets them be hit;
+    /// but the end of an inherited copy of the event that it was attached through would detach it
+    /// (perf_event_free_bpf_prog(), kernel/events/core.c): that event is not inherited.
+    fn attach(&mut self, object: &Object, scope: Scope) -> Result<(), Error> {
+        let own = match scope {
+            Scope::Thread { tid, .. } => Scope::Thread {
+                tid,
+                inherit: false,
+            },
+            cpu @ Scope::Cpu(_) => cpu,
+        };
+        let Some(event) = self.open(own)? else {
+            return Ok(());
+        };
+        let program = object.program(self.program)?;
+        let link = perf::link(program, event.as_fd(), self.cookie).map_err(attach_error)?;
+        self.link = Some(link);
         self.events.push(event);
         Ok(())
+    }
+
+    fn open(&self, scope: Scope) -> Result<Option<OwnedFd>, Error> {
+        let id = self.definitions.id().map_err(attach_error)?;
+        match perf::open(Source::Tracepoint(id), scope) {
+            Ok(event) => Ok(Some(event)),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(event_error("allocator functions".to_owned(), error)),
+        }
+    }
+}
+
+fn attach_error(source: io::Error) -> Error {
+    Error::Attach {
+        name: "allocator functions".to_owned(),
+        source,
     }
 }
 
