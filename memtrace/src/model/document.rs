@@ -182,17 +182,21 @@ impl Model {
 
 fn heap(counts: &Counts, trusted: bool) -> Heap {
     let mistakes = |count| if trusted { count } else { 0 };
+    let (invalid, double) = (
+        mistakes(counts.unknown_frees),
+        mistakes(counts.repeated_frees),
+    );
     Heap {
         allocations: counts.allocations,
-        frees: counts.frees,
+        frees: counts.frees.saturating_sub(invalid.saturating_add(double)),
         reallocations: counts.reallocations,
         failed: counts.failed,
         bytes_allocated: counts.bytes_allocated,
         live_blocks: counts.live_blocks,
         live_bytes: counts.live_bytes,
         peak_live_bytes: counts.peak_live_bytes,
-        invalid_frees: mistakes(counts.unknown_frees),
-        double_frees: mistakes(counts.repeated_frees),
+        invalid_frees: invalid,
+        double_frees: double,
     }
 }
 

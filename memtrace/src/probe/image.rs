@@ -26,6 +26,9 @@ pub enum ImageError {
     },
 }
 
+/// `DT_FLAGS_1`: a position-independent program (binutils' include/elf/common.h).
+const DF_1_PIE: u64 = 0x0800_0000;
+
 /// Binding of a symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Binding {
@@ -126,12 +129,20 @@ impl<'data> Image<'data> {
         !self.elf.elf_symbol_table().is_empty()
     }
 
-    /// Whether it needs no other library: all that it calls is inside.
+    /// Whether it is a program that needs no loader and no other library: all that it calls is inside. A
+    /// position-independent one is told from a library by DF_1_PIE.
     pub fn is_static(&self) -> bool {
-        !self.elf.elf_program_headers().iter().any(|header| {
-            let kind = header.p_type(self.elf.endian());
-            kind == elf::PT_INTERP
-        }) && self.needed().is_empty()
+        let endian = self.elf.endian();
+        let loaded = self
+            .elf
+            .elf_program_headers()
+            .iter()
+            .any(|header| header.p_type(endian) == elf::PT_INTERP);
+        let program = self.elf.elf_header().e_type(endian) == elf::ET_EXEC
+            || self
+                .dynamic_values(elf::DT_FLAGS_1)
+                .any(|flags| flags & DF_1_PIE != 0);
+        program && !loaded && self.needed().is_empty()
     }
 
     /// `DT_SONAME`.
@@ -247,6 +258,17 @@ impl<'data> Image<'data> {
             .filter_map(|entry| table.string(entry).ok())
             .filter_map(|name| std::str::from_utf8(name).ok())
             .collect()
+    }
+
+    fn dynamic_values(&self, tag: elf::DynamicTag) -> impl Iterator<Item = u64> {
+        let table = self.elf.elf_dynamic_table().ok();
+        let values: Vec<u64> = table
+            .iter()
+            .flat_map(|table| table.iter())
+            .filter(|entry| entry.tag == tag)
+            .map(|entry| entry.val)
+            .collect();
+        values.into_iter()
     }
 
     fn read_symbols(&self) -> Vec<Symbol<'data>> {

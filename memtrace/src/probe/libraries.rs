@@ -1,7 +1,7 @@
 //! Which files a command will map: what is known before it runs is probed before it runs.
 //!
 //! The command itself, its interpreters, and the libraries it needs, found as the loader finds them; and the
-//! C libraries of this machine, since what a command starts will mostly use them.
+//! C libraries and allocators of this machine, since what a command starts will mostly use them.
 
 use std::{
     collections::HashSet,
@@ -30,6 +30,15 @@ const DEFAULT_DIRECTORIES: [&str; 6] = [
 /// C libraries by file name.
 const C_LIBRARIES: [&str; 2] = ["libc.so.6", "ld-musl-x86_64.so.1"];
 
+/// Allocators that are preloaded or linked to, by file name.
+const ALLOCATORS: [&str; 5] = [
+    "libjemalloc.so.2",
+    "libtcmalloc.so.4",
+    "libtcmalloc_minimal.so.4",
+    "libmimalloc.so.2",
+    "libmimalloc.so.3",
+];
+
 /// Files to probe before the command runs, the command's own first.
 pub fn files(command: &Path) -> Vec<PathBuf> {
     let mut search = Search {
@@ -48,7 +57,7 @@ pub fn files(command: &Path) -> Vec<PathBuf> {
     for name in preloaded() {
         search.add_library(OsStr::from_bytes(&name), &[]);
     }
-    for name in C_LIBRARIES {
+    for name in C_LIBRARIES.iter().chain(&ALLOCATORS) {
         search.add_library(OsStr::new(name), &[]);
     }
     search.found

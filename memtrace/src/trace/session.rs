@@ -1,7 +1,7 @@
 //! A live trace from the first probe to the last event.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     rc::Rc,
@@ -53,6 +53,8 @@ pub struct Session {
     faults: FaultProbes,
     object: Object,
     logger: Option<Logger>,
+    /// Processes that run, as of the event that is handled.
+    traced: HashSet<Pid>,
     cgroups: HashMap<Pid, Box<str>>,
     modules: Modules,
     batch: Vec<Event>,
@@ -84,6 +86,7 @@ impl Session {
             faults: FaultProbes::default(),
             object,
             logger,
+            traced: HashSet::new(),
             cgroups: HashMap::new(),
             modules: Modules::default(),
             batch: Vec::new(),
@@ -98,6 +101,7 @@ impl Session {
         let start_ns = seed::now_ns();
         self.object.trace(pid, start_ns, self.options.follow)?;
         self.stream.begin(pid, start_ns);
+        self.traced.insert(pid);
         self.follow(pid)?;
         self.heap.prepare(&mut self.object, files)?;
         self.identify(pid, start_ns, false);
@@ -113,6 +117,7 @@ impl Session {
         }
         self.object.trace(pid, start_ns, self.options.follow)?;
         self.stream.begin(pid, start_ns);
+        self.traced.insert(pid);
         self.identify(pid, start_ns, true);
         let followed = if threads.len() <= MAX_FOLLOWED_THREADS {
             &threads[..]
@@ -278,11 +283,6 @@ impl Session {
         }
     }
 
-    /// Whether a process was seen to end.
-    pub fn has_ended(&self, pid: Pid) -> bool {
-        !self.stream.running().any(|running| running == pid)
-    }
-
     /// Whether nothing that was traced runs any more.
     pub fn all_ended(&self) -> bool {
         self.stream.running().next().is_none()
@@ -304,6 +304,10 @@ impl Session {
     }
 
     fn handle(&mut self, event: Event) {
+        // Mapping records are inherited by children whether they are traced or not.
+        if matches!(event.kind, EventKind::FileMapped(_)) && !self.traced.contains(&event.pid) {
+            return;
+        }
         self.modules.note(&event);
         match &event.kind {
             EventKind::Exec { .. } => {
@@ -322,6 +326,9 @@ impl Session {
             EventKind::Fork { child, .. } => {
                 let cgroup = self.cgroups.get(&event.pid).cloned();
                 let (child, time_ns) = (*child, event.time_ns);
+                if self.options.follow {
+                    self.traced.insert(child);
+                }
                 self.consume(event);
                 if let Some(path) = cgroup {
                     self.cgroups.insert(child, path.clone());
@@ -338,6 +345,7 @@ impl Session {
                 self.consume(event);
             }
             EventKind::Exit { .. } => {
+                self.traced.remove(&event.pid);
                 self.cgroups.remove(&event.pid);
                 self.consume(event);
             }
