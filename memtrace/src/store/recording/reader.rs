@@ -131,7 +131,7 @@ impl Reader {
         };
         let frame = match self.next_frame()? {
             Next::Frame(frame) => frame,
-            Next::Cut if self.offset == 0 => return Err(foreign(self, "it is empty")),
+            Next::Cut if self.size == 0 => return Err(foreign(self, "it is empty")),
             Next::Cut => {
                 self.state = State::Truncated;
                 return Ok(());
