@@ -243,13 +243,16 @@ pub const PATH_BYTES: usize = 232;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exec {
-    /// `extra` is the number of bytes of the path; `flags` is 1 where it was cut.
+    /// `extra` is the number of bytes of the path; `flags` has [`EXEC_UNFOLLOWED`].
     pub header: Header,
     /// Name of the task.
     pub comm: [u8; 16],
     /// The path given to execve.
     pub path: [u8; PATH_BYTES],
 }
+
+/// The process is not followed any more: [`crate::target::UNFOLLOWED`].
+pub const EXEC_UNFOLLOWED: u16 = 1;
 
 /// Bytes of the argument area that fit into an [`Arguments`].
 pub const ARGUMENT_BYTES: usize = 256;

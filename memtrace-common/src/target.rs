@@ -13,6 +13,10 @@ pub struct Target {
 /// Children of this process are traced too.
 pub const FOLLOW: u64 = 1;
 
+/// The kernel took this process's own events away when it gained privileges at an exec, or read a program that
+/// it may not read: its faults are counted where they start, and its heap is not seen.
+pub const UNFOLLOWED: u64 = 2;
+
 /// Kernel structure offsets, read from BTF when the programs are loaded. `u32::MAX`: not known on this kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub struct KernelOffsets {
     pub task_exit_code: u32,
     /// `signal_struct.live`
     pub signal_live: u32,
+    /// `mm_struct.flags`
+    pub mm_flags: u32,
     /// `mm_struct.rss_stat`
     pub mm_rss_stat: u32,
     /// Bytes between the counters of two members of `rss_stat` (`percpu_counter` since 6.2, `atomic_long_t` before).
@@ -63,6 +69,7 @@ impl KernelOffsets {
         task_signal: UNKNOWN,
         task_exit_code: UNKNOWN,
         signal_live: UNKNOWN,
+        mm_flags: UNKNOWN,
         mm_rss_stat: UNKNOWN,
         rss_stride: UNKNOWN,
         rss_count: UNKNOWN,

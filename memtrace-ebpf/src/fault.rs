@@ -14,7 +14,7 @@ use memtrace_common::{
         FAULT_ACCESS_KNOWN, FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION,
         FAULT_WRITE, Fault, Kind,
     },
-    target::Target,
+    target::{Target, UNFOLLOWED},
 };
 
 use crate::{
@@ -63,9 +63,9 @@ fn slot(tid: u32) -> Option<&'static mut FaultSlot> {
 
 #[inline(always)]
 fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
-    if target::current().is_none() {
+    let Some((pid, target)) = target::current() else {
         return 0;
-    }
+    };
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return 0 };
     if slot.tid != 0 && slot.tid != tid {
@@ -82,14 +82,34 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     if error & ERROR_PROTECTION != 0 {
         flags |= FAULT_PROTECTION;
     }
+    let regs: u64 = ctx.arg(1);
+    // pt_regs.ip, arch/x86/include/asm/ptrace.h: the 17th register.
+    let ip = crate::process::field(regs, 16 * 8).unwrap_or(0);
+    if target.flags & UNFOLLOWED != 0 {
+        return without_end(pid, target, flags, ctx.arg(0), ip);
+    }
     slot.tid = tid;
     slot.flags = u32::from(flags);
     slot.address = ctx.arg(0);
-    let regs: u64 = ctx.arg(1);
-    // pt_regs.ip, arch/x86/include/asm/ptrace.h: the 17th register.
-    slot.ip = crate::process::field(regs, 16 * 8).unwrap_or(0);
+    slot.ip = ip;
     // SAFETY: the helper takes no argument.
     slot.started_ns = unsafe { bpf_ktime_get_ns() };
+    0
+}
+
+/// Counts a fault whose end will not be told: neither its latency nor whether it waits for I/O is known.
+#[inline(always)]
+fn without_end(pid: u32, target: Target, flags: u16, address: u64, ip: u64) -> i32 {
+    let mut header = header(Kind::Fault);
+    header.flags = flags;
+    let record = Fault {
+        header,
+        address,
+        ip,
+        latency_ns: u64::MAX,
+    };
+    tally(pid, target, &record);
+    emit(record, Counter::LostFault, Urgency::Usual);
     0
 }
 

@@ -13,8 +13,8 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use memtrace_common::{
     counter::Counter,
-    record::{ARGUMENT_BYTES, Arguments, Exec, Exit, Fork, Kind, PATH_BYTES, Rename},
-    target::{FOLLOW, KernelOffsets, Target, UNKNOWN},
+    record::{EXEC_UNFOLLOWED, ARGUMENT_BYTES, Arguments, Exec, Exit, Fork, Kind, Rename},
+    target::{FOLLOW, KernelOffsets, Target, UNFOLLOWED, UNKNOWN},
 };
 
 use crate::{
@@ -85,9 +85,9 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// `sched:sched_process_exec(task, old_pid, bprm)`: the program is loaded and about to run.
 #[raw_tracepoint]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-    if target::current().is_none() {
+    let Some((pid, _)) = target::current() else {
         return 0;
-    }
+    };
     let Some(scratch) = EXECS.get_ptr_mut(0) else {
         return 0;
     };
@@ -100,8 +100,11 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         let read = unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut record.path) };
         if let Ok(path) = read {
             record.header.extra = path.len() as u32;
-            record.header.flags = u16::from(path.len() == PATH_BYTES - 1);
         }
+    }
+    if unfollowed() {
+        record.header.flags = EXEC_UNFOLLOWED;
+        target::mark(pid, UNFOLLOWED);
     }
     emit_copy(record, Counter::LostProcess, Urgency::Now);
     residency::emit_totals(0);
@@ -114,6 +117,16 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         emit_copy(record, Counter::LostProcess, Urgency::Usual);
     }
     0
+}
+
+/// Whether the kernel took away the events of the current process: it does so for a program that is not
+/// dumpable as its user (begin_new_exec(), fs/exec.c), told by the low bits of mm->flags.
+#[inline(always)]
+fn unfollowed() -> bool {
+    const DUMPABLE_MASK: u64 = 3;
+    const DUMPABLE_BY_USER: u64 = 1;
+    let flags = current_mm().and_then(|mm| field::<u64>(mm, offsets().mm_flags));
+    flags.is_some_and(|flags| flags & DUMPABLE_MASK != DUMPABLE_BY_USER)
 }
 
 /// Copies the argument area of the current process.

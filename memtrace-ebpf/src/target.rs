@@ -35,6 +35,15 @@ pub fn current() -> Option<(u32, Target)> {
     Some((pid, *target))
 }
 
+/// Sets a flag of a traced process.
+#[inline(always)]
+pub fn mark(pid: u32, flag: u64) {
+    if let Some(target) = TARGETS.get_ptr_mut(&pid) {
+        // SAFETY: the pointer is to a live map value; only the process itself changes its flags.
+        unsafe { (*target).flags |= flag };
+    }
+}
+
 /// Traces a child from now on.
 #[inline(always)]
 pub fn follow(pid: u32, target: Target) -> bool {

@@ -87,7 +87,13 @@ pub enum EventKind {
     /// A thread ended; not the last one.
     ThreadExit,
     /// The process runs another program: its address space, heap and mappings are new.
-    Exec { path: Box<str>, comm: Box<str> },
+    /// `unfollowed`: the kernel took the process's own events away (a set-uid program, or one that it may not
+    /// read): from here on its faults have no latency and its heap is not seen.
+    Exec {
+        path: Box<str>,
+        comm: Box<str>,
+        unfollowed: bool,
+    },
     /// The command line, after `Started` or `Exec`.
     CommandLine {
         arguments: Box<[String]>,

@@ -152,7 +152,7 @@ impl Model {
                 shares_memory,
                 comm,
             } => self.fork(event, *child, *shares_memory, comm),
-            EventKind::Exec { path, comm } => self.exec(event, path, comm),
+            EventKind::Exec { path, comm, .. } => self.exec(event, path, comm),
             EventKind::Exit { code, signal } => self.exit(event, *code, *signal),
             _ => self.apply_to_process(event),
         }

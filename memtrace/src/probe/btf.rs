@@ -35,6 +35,7 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         task_signal: offset("task_struct", "signal"),
         task_exit_code: offset("task_struct", "exit_code"),
         signal_live: offset("signal_struct", "live"),
+        mm_flags: offset("mm_struct", "flags"),
         mm_rss_stat: if counter.is_some() {
             rss.map_or(UNKNOWN, |rss| rss.offset)
         } else {

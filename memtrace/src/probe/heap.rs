@@ -73,6 +73,7 @@ pub struct HeapProbes {
     groups: Vec<Group>,
     entry_groups: u32,
     followed: Vec<Scope>,
+    running: Vec<Scope>,
     /// One per function.
     pub statuses: Vec<Status>,
 }
@@ -145,6 +146,7 @@ impl HeapProbes {
             groups: Vec::new(),
             entry_groups: 0,
             followed: Vec::new(),
+            running: Vec::new(),
             statuses: Vec::new(),
         }
     }
@@ -291,11 +293,28 @@ impl HeapProbes {
             program,
             cookie,
         };
-        for &scope in &self.followed {
+        for &scope in self.followed.iter().chain(&self.running) {
             group.follow(object, scope)?;
         }
         self.groups.push(group);
         Ok(())
+    }
+
+    /// The processes that run now, descendants included: probes that are placed from here on follow them as well.
+    pub fn set_running(&mut self, pids: impl Iterator<Item = u32>) {
+        let inherit = self
+            .followed
+            .iter()
+            .any(|scope| matches!(scope, Scope::Thread { inherit: true, .. }));
+        let followed = |tid| {
+            let is =
+                |scope: &Scope| matches!(scope, Scope::Thread { tid: other, .. } if *other == tid);
+            self.followed.iter().any(is)
+        };
+        self.running = pids
+            .filter(|&tid| !followed(tid))
+            .map(|tid| Scope::Thread { tid, inherit })
+            .collect();
     }
 
     /// Follows a thread with all probes there are and all that come.

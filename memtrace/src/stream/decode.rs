@@ -6,7 +6,7 @@
 use memtrace_common::{
     heap::Function,
     record::{
-        self, Alloc, AllocFailed, Arguments, Call, Exec, Exit, FAULT_ACCESS_KNOWN,
+        self, Alloc, AllocFailed, Arguments, Call, EXEC_UNFOLLOWED, Exec, Exit, FAULT_ACCESS_KNOWN,
         FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION, FAULT_WRITE, Fault, Fork,
         Free, Header, Kind, MAX_FRAMES, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory, Realloc, Rename,
         STACK_TRUNCATED, Stack,
@@ -233,6 +233,7 @@ fn exec(exec: &Exec) -> EventKind {
     EventKind::Exec {
         path: text(&exec.path[..length]),
         comm: text(&exec.comm),
+        unfollowed: exec.header.flags & EXEC_UNFOLLOWED != 0,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Tells, as processes map files, whether their heap is seen; and probes allocators that come unforeseen.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     event::{Event, EventKind, Pid},
@@ -56,11 +59,12 @@ impl HeapWatch {
     pub fn mapped(
         &mut self,
         object: &mut Object,
+        traced: &HashSet<Pid>,
         pid: Pid,
         time_ns: u64,
         path: &str,
     ) -> Option<Event> {
-        let probes = self.probes.as_ref()?;
+        let probes = self.probes.as_mut()?;
         if !path.starts_with('/') {
             return None;
         }
@@ -68,6 +72,10 @@ impl HeapWatch {
         let known = FileId::of(&path)
             .ok()
             .is_some_and(|id| probes.known(id).is_some());
+        if !known {
+            // Whatever runs may map it too: what was inherited until now does not cover it.
+            probes.set_running(traced.iter().copied());
+        }
         match self.verdict(object, pid, time_ns, &path, !known) {
             Ok(heap) => heap,
             Err(error) => {

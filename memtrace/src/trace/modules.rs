@@ -122,6 +122,7 @@ mod tests {
             EventKind::Exec {
                 path: "/c".into(),
                 comm: "c".into(),
+                unfollowed: false,
             },
         )
     }

@@ -55,6 +55,8 @@ pub struct Session {
     logger: Option<Logger>,
     /// Processes that run, as of the event that is handled.
     traced: HashSet<Pid>,
+    /// Those of them whose own events the kernel took away.
+    unfollowed: HashSet<Pid>,
     cgroups: HashMap<Pid, Box<str>>,
     modules: Modules,
     batch: Vec<Event>,
@@ -87,6 +89,7 @@ impl Session {
             object,
             logger,
             traced: HashSet::new(),
+            unfollowed: HashSet::new(),
             cgroups: HashMap::new(),
             modules: Modules::default(),
             batch: Vec::new(),
@@ -310,8 +313,11 @@ impl Session {
         }
         self.modules.note(&event);
         match &event.kind {
-            EventKind::Exec { .. } => {
+            EventKind::Exec { unfollowed, .. } => {
                 let (pid, time_ns) = (event.pid, event.time_ns);
+                if *unfollowed {
+                    self.unfollowed.insert(pid);
+                }
                 self.consume(event);
                 self.consume(self.unavailable(pid, time_ns));
                 self.look_at_program(pid, time_ns);
@@ -319,15 +325,16 @@ impl Session {
             EventKind::FileMapped(map) if map.protection & libc::PROT_EXEC as u32 != 0 => {
                 let (pid, time_ns, path) = (event.pid, event.time_ns, map.path.clone());
                 self.consume(event);
-                if let Some(heap) = self.heap.mapped(&mut self.object, pid, time_ns, &path) {
-                    self.consume(heap);
-                }
+                self.look_at(pid, time_ns, &path);
             }
             EventKind::Fork { child, .. } => {
                 let cgroup = self.cgroups.get(&event.pid).cloned();
                 let (child, time_ns) = (*child, event.time_ns);
                 if self.options.follow {
                     self.traced.insert(child);
+                }
+                if self.unfollowed.contains(&event.pid) {
+                    self.unfollowed.insert(child);
                 }
                 self.consume(event);
                 if let Some(path) = cgroup {
@@ -346,6 +353,7 @@ impl Session {
             }
             EventKind::Exit { .. } => {
                 self.traced.remove(&event.pid);
+                self.unfollowed.remove(&event.pid);
                 self.cgroups.remove(&event.pid);
                 self.consume(event);
             }
@@ -363,15 +371,31 @@ impl Session {
             .map(|one| one.path.clone())
             .collect();
         for path in paths {
-            if let Some(event) = self.heap.mapped(&mut self.object, pid, time_ns, &path) {
-                self.consume(event);
-            }
+            self.look_at(pid, time_ns, &path);
+        }
+    }
+
+    /// A process mapped a file to execute: its allocator is probed, and its heap seen from now on.
+    fn look_at(&mut self, pid: Pid, time_ns: u64, path: &str) {
+        if self.unfollowed.contains(&pid) {
+            return;
+        }
+        let heap = self
+            .heap
+            .mapped(&mut self.object, &self.traced, pid, time_ns, path);
+        if let Some(event) = heap {
+            self.consume(event);
         }
     }
 
     /// No allocator is known in a process yet: its heap is not measured until one is mapped.
     fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
-        let reason = Some(self.heap.reason().into());
+        let reason = if self.unfollowed.contains(&pid) {
+            "a program that gains privileges: the kernel took the probes off at its exec"
+        } else {
+            self.heap.reason()
+        };
+        let reason = Some(reason.into());
         let kind = EventKind::HeapProbes {
             allocator: "".into(),
             unavailable: reason,

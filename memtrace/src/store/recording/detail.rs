@@ -97,6 +97,7 @@ enum Detail {
     Exec {
         path: Box<str>,
         comm: Box<str>,
+        unfollowed: bool,
     },
     CommandLine {
         arguments: Box<[String]>,

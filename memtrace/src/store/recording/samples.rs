@@ -199,6 +199,7 @@ fn processes() -> Vec<EventKind> {
         EventKind::Exec {
             path: "/bin/true".into(),
             comm: "true".into(),
+            unfollowed: true,
         },
         EventKind::CommandLine {
             arguments: Box::new(["true".into(), String::new(), "\\x\u{0}".into()]),
