@@ -31,9 +31,11 @@ fn a_grandchild_of_milliseconds_is_counted_from_its_first_instruction() {
     assert_eq!(busy.frees - idle.frees, number(&counted[1], "frees"));
 }
 
-/// The allocator in these grandchildren is in no library that the command itself could have announced.
+/// The allocator in these grandchildren is in no library that the command itself could have announced: its probes
+/// come while the first of them run. Each is counted whole or says that it is not, and the last, a second after the
+/// first, is counted whole.
 #[test]
-fn a_grandchild_with_an_unforeseen_allocator_is_counted_from_its_first_instruction() {
+fn a_grandchild_with_an_unforeseen_allocator_is_counted_whole_or_says_that_it_is_not() {
     let scratch = Scratch::new();
     let program = scratch.copy(
         &build("counts.c", "musl-gcc", &["-static"], "musl-tools"),
@@ -41,18 +43,21 @@ fn a_grandchild_with_an_unforeseen_allocator_is_counted_from_its_first_instructi
         0o755,
     );
     let program = text(&program);
-    let traced = trace(&["sh", "-c", &format!("p={program}; $p 0; $p 1000; true")]);
+    let script = format!("for n in 1 2 3 4 5; do {program} 1000; sleep 0.2; done");
+    let traced = trace(&["sh", "-c", &script]);
     traced.finished.exited(0);
     let counted = traced.finished.objects();
-    let heaps = [0, 1].map(|run: usize| heap(traced.process(number(&counted[run], "pid"))));
-    assert_eq!(
-        heaps[1].allocations - heaps[0].allocations,
-        number(&counted[1], "allocations")
-    );
-    assert_eq!(
-        heaps[1].frees - heaps[0].frees,
-        number(&counted[1], "frees")
-    );
+    assert_eq!(counted.len(), 5);
+    for (index, said) in counted.iter().enumerate() {
+        let process = traced.process(number(said, "pid"));
+        let whole = process.heap.is_some_and(|heap| {
+            heap.allocations >= number(said, "allocations") && heap.frees == number(said, "frees")
+        });
+        assert!(whole || process.heap_reason.is_some(), "{process:?}");
+        if index == 4 {
+            assert!(whole && process.heap_reason.is_none(), "{process:?}");
+        }
+    }
 }
 
 fn five_hundred(how: &str) -> (Traced, u64) {

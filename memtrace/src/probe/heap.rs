@@ -18,6 +18,8 @@ use std::{
 
 use memtrace_common::heap::MAX_GROUPS;
 
+use crate::seed::now_ns;
+
 use super::{
     Error,
     allocator::{self, NoAllocator},
@@ -70,6 +72,7 @@ pub enum Verdict {
 pub struct HeapProbes {
     tracefs: Rc<Tracefs>,
     files: HashMap<FileId, Verdict>,
+    placed_ns: HashMap<FileId, u64>,
     groups: Vec<Group>,
     entry_groups: u32,
     followed: Vec<Scope>,
@@ -143,6 +146,7 @@ impl HeapProbes {
         Self {
             tracefs,
             files: HashMap::new(),
+            placed_ns: HashMap::new(),
             groups: Vec::new(),
             entry_groups: 0,
             followed: Vec::new(),
@@ -151,9 +155,10 @@ impl HeapProbes {
         }
     }
 
-    /// What is known of a file already.
-    pub fn known(&self, id: FileId) -> Option<&Verdict> {
-        self.files.get(&id)
+    /// Since when a file is probed: whoever mapped it before has made calls that were not seen. `None` before
+    /// it was looked at.
+    pub fn placed_ns(&self, id: FileId) -> Option<u64> {
+        self.placed_ns.get(&id).copied()
     }
 
     /// Probes whatever allocators one file holds, unless that was done already.
@@ -257,6 +262,10 @@ impl HeapProbes {
             }
             let parts: Vec<Part> = group.into_iter().map(|entry| entry.part.clone()).collect();
             self.place_part(object, &parts, "heap_enter", u64::from(number))?;
+        }
+        let now_ns = now_ns();
+        for id in self.files.keys() {
+            self.placed_ns.entry(*id).or_insert(now_ns);
         }
         Ok(())
     }

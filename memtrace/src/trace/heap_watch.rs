@@ -13,6 +13,7 @@ use crate::{
         object::Object,
         points::Status,
     },
+    seed::now_ns,
 };
 
 /// What [`HeapProbes`] says of a mapping, as an event for the process.
@@ -69,14 +70,11 @@ impl HeapWatch {
             return None;
         }
         let path = locate(pid, path)?;
-        let known = FileId::of(&path)
-            .ok()
-            .is_some_and(|id| probes.known(id).is_some());
-        if !known {
+        if FileId::of(&path).is_ok_and(|id| probes.placed_ns(id).is_none()) {
             // Whatever runs may map it too: what was inherited until now does not cover it.
             probes.set_running(traced.iter().copied());
         }
-        match self.verdict(object, pid, time_ns, &path, !known) {
+        match self.verdict(object, pid, time_ns, &path) {
             Ok(heap) => heap,
             Err(error) => {
                 self.failures.push(error.to_string());
@@ -93,7 +91,13 @@ impl HeapWatch {
         path: &str,
     ) -> Result<Option<Event>, Error> {
         match locate(pid, path) {
-            Some(path) => self.verdict(object, pid, crate::seed::now_ns(), &path, false),
+            Some(path) => {
+                let mapped = self.verdict(object, pid, u64::MAX, &path)?;
+                Ok(mapped.map(|event| Event {
+                    time_ns: now_ns(),
+                    ..event
+                }))
+            }
             None => Ok(None),
         }
     }
@@ -104,16 +108,17 @@ impl HeapWatch {
         pid: Pid,
         time_ns: u64,
         path: &Path,
-        late: bool,
     ) -> Result<Option<Event>, Error> {
         let Some(probes) = self.probes.as_mut() else {
             return Ok(None);
         };
-        let (allocator, unavailable, late) = match probes.probe(object, path)? {
+        let (allocator, unavailable) = match probes.probe(object, path)? {
             Verdict::None => return Ok(None),
-            Verdict::Hidden { reason } => (String::new(), Some(reason.into()), false),
-            Verdict::Probed { name } => (name, None, late),
+            Verdict::Hidden { reason } => (String::new(), Some(reason.into())),
+            Verdict::Probed { name } => (name, None),
         };
+        let placed_ns = FileId::of(path).ok().and_then(|id| probes.placed_ns(id));
+        let late = unavailable.is_none() && placed_ns.is_none_or(|placed_ns| placed_ns > time_ns);
         let kind = EventKind::HeapProbes {
             allocator: allocator.into(),
             unavailable,
