@@ -2,6 +2,7 @@
 //! when a fault was handled (mm_account_fault(), mm/memory.c, since 5.9).
 
 use aya_ebpf::{
+    Global,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::{map, perf_event, raw_tracepoint},
     maps::Array,
@@ -36,6 +37,10 @@ struct FaultSlot {
 
 #[map]
 static FAULT_SLOTS: Array<FaultSlot> = Array::with_max_entries(65_536, 0);
+
+/// 1 where the start of every fault is seen (x86), 0 where only the ends are.
+#[unsafe(no_mangle)]
+static STARTS_SEEN: Global<u8> = Global::new(0);
 
 /// Bits of the x86 error code (arch/x86/include/asm/trap_pf.h): protection, write, user, reserved, fetch.
 const ERROR_PROTECTION: u64 = 1;
@@ -142,14 +147,17 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
     if cs & 3 == 0 {
         header.flags |= FAULT_KERNEL;
     }
-    if let Some(slot) = slot(header.tid) {
-        if slot.tid == header.tid {
+    match slot(header.tid) {
+        Some(slot) if slot.tid == header.tid => {
             slot.tid = 0;
             header.flags = slot.flags as u16;
             record.address = slot.address;
             record.ip = slot.ip;
             record.latency_ns = header.time_ns.saturating_sub(slot.started_ns);
         }
+        // A thread with two events, opened for it and inherited, ends each fault twice.
+        _ if STARTS_SEEN.load() != 0 => return 0,
+        _ => {}
     }
     header.flags |= major;
     record.header = header;

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use memtrace_common::{
     counter::Counter,
-    record::{EXEC_UNFOLLOWED, ARGUMENT_BYTES, Arguments, Exec, Exit, Fork, Kind, Rename},
+    record::{ARGUMENT_BYTES, Arguments, EXEC_UNFOLLOWED, Exec, Exit, Fork, Kind, Rename},
     target::{FOLLOW, KernelOffsets, Target, UNFOLLOWED, UNKNOWN},
 };
 

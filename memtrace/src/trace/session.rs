@@ -7,6 +7,8 @@ use std::{
     rc::Rc,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::{heap_watch::HeapWatch, modules::Modules};
 use crate::{
     event::{Event, EventKind, Machine, Pid},
@@ -37,8 +39,9 @@ pub struct Options {
     pub load: LoadOptions,
 }
 
-/// A thread count past which a process is not followed thread by thread: each costs descriptors. Its own
-/// allocations are seen all the same; only what its other threads fork is not.
+/// A thread count past which only the faults of each thread are followed. Heap probes are hit by the whole
+/// address space whichever thread they were opened for; following what each thread forks and maps would take
+/// descriptors by the thousand, so children of such a process are not traced, and it is said.
 const MAX_FOLLOWED_THREADS: usize = 64;
 
 /// Everything attached, and what it has told so far.
@@ -118,18 +121,19 @@ impl Session {
         if threads.is_empty() {
             return Err(Error::NoProcess { pid });
         }
-        self.object.trace(pid, start_ns, self.options.follow)?;
+        allow_descriptors();
+        let many = threads.len() > MAX_FOLLOWED_THREADS;
+        let follow = self.options.follow && !many;
+        if many && self.options.follow {
+            let count = threads.len();
+            let said = format!("pid {pid} has {count} threads: its children are not traced");
+            self.heap.failures.push(said);
+        }
+        self.object.trace(pid, start_ns, follow)?;
         self.stream.begin(pid, start_ns);
         self.traced.insert(pid);
         self.identify(pid, start_ns, true);
-        let followed = if threads.len() <= MAX_FOLLOWED_THREADS {
-            &threads[..]
-        } else {
-            &[pid]
-        };
-        for &thread in followed {
-            self.follow(thread)?;
-        }
+        self.follow_threads(pid, many)?;
         let smaps = seed::smaps(pid);
         self.seed_heap(pid, &smaps)?;
         for event in smaps {
@@ -167,6 +171,35 @@ impl Session {
             self.stream.push(self.unavailable(pid, seed::now_ns()));
         }
         Ok(())
+    }
+
+    /// Follows every thread of a running process; those born meanwhile of one that was not followed yet are found
+    /// by looking again.
+    fn follow_threads(&mut self, pid: Pid, many: bool) -> Result<(), Error> {
+        if many {
+            self.sideband.follow(pid, false)?;
+            if let Some(probes) = self.heap.probes() {
+                probes.follow(&self.object, pid, false)?;
+            }
+        }
+        let mut followed = HashSet::new();
+        loop {
+            let threads = seed::threads(pid);
+            let new: Vec<u32> = threads
+                .into_iter()
+                .filter(|thread| followed.insert(*thread))
+                .collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            for thread in new {
+                if many {
+                    self.faults.follow(&self.object, thread, true)?;
+                } else {
+                    self.follow(thread)?;
+                }
+            }
+        }
     }
 
     fn follow(&mut self, thread: u32) -> Result<(), Error> {
@@ -438,6 +471,16 @@ impl Session {
     fn stop_recording(&mut self, error: WriteError) {
         self.recording = None;
         self.recording_failure.get_or_insert(error);
+    }
+}
+
+/// Lets this process have as many descriptors as it may: each thread that is followed takes four. Not to be
+/// called before a command is launched, which would inherit it.
+fn allow_descriptors() {
+    let limit = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(limit).and_then(|(_, hard)| setrlimit(limit, hard, hard));
+    if let Err(error) = raised {
+        log::debug!("the limit of descriptors stays: {error}");
     }
 }
 
