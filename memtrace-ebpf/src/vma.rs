@@ -77,7 +77,8 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let Some(call) = call else {
-        residency::emit_totals(MEMORY_FINAL);
+        // An execve may fail, and the address space goes on: only exit_group is the end.
+        residency::emit_totals(if number == EXIT_GROUP { MEMORY_FINAL } else { 0 });
         return 0;
     };
     let tid = bpf_get_current_pid_tgid() as u32;

@@ -5,7 +5,7 @@
 //! Many uprobes share one event: a fork inherits events, and each takes the kernel a while to remove.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
     os::{
@@ -77,8 +77,8 @@ pub struct HeapProbes {
     entry_groups: u32,
     followed: Vec<Scope>,
     running: Vec<Scope>,
-    /// One per function.
-    pub statuses: Vec<Status>,
+    statuses: Vec<(FileId, Status)>,
+    mapped: HashSet<FileId>,
 }
 
 /// Uprobes of one event. Fields drop in order: what uses the definitions goes before them.
@@ -152,7 +152,20 @@ impl HeapProbes {
             followed: Vec::new(),
             running: Vec::new(),
             statuses: Vec::new(),
+            mapped: HashSet::new(),
         }
+    }
+
+    /// A traced process maps the file.
+    pub fn note_mapped(&mut self, id: FileId) {
+        self.mapped.insert(id);
+    }
+
+    /// One per function of the files that traced processes mapped.
+    pub fn statuses(&self) -> Vec<Status> {
+        let of_mapped = |(id, _): &&(FileId, Status)| self.mapped.contains(id);
+        let statuses = self.statuses.iter().filter(of_mapped);
+        statuses.map(|(_, status)| status.clone()).collect()
     }
 
     /// Since when a file is probed: whoever mapped it before has made calls that were not seen. `None` before
@@ -199,7 +212,7 @@ impl HeapProbes {
         let metadata = file.metadata().map_err(failed)?;
         let verdict = if metadata.is_file() && metadata.len() <= MAX_FILE_BYTES {
             let data = std::fs::read(path).map_err(failed)?;
-            self.look(file, &data, batch)
+            self.look(id, file, &data, batch)
         } else {
             Verdict::None
         };
@@ -208,7 +221,7 @@ impl HeapProbes {
         Ok(verdict)
     }
 
-    fn look(&mut self, file: File, data: &[u8], batch: &mut Batch) -> Verdict {
+    fn look(&mut self, id: FileId, file: File, data: &[u8], batch: &mut Batch) -> Verdict {
         let allocators = match allocator::find(data) {
             Ok(allocators) => allocators,
             Err(NoAllocator::Stripped) => {
@@ -224,13 +237,14 @@ impl HeapProbes {
         for allocator in &allocators {
             for unseen in &allocator.unseen {
                 let name = format!("{}:{}", allocator.name, unseen.name);
-                self.statuses.push(Status {
+                let status = Status {
                     name,
                     failure: Some(unseen.reason.clone()),
-                });
+                };
+                self.statuses.push((id, status));
             }
             for function in &allocator.functions {
-                batch.add(&file, allocator, function);
+                batch.add(id, &file, allocator, function);
             }
         }
         let names: Vec<&str> = allocators.iter().map(|allocator| allocator.name).collect();
@@ -284,10 +298,11 @@ impl HeapProbes {
             any |= added.is_ok();
             if part.placed == Placed::Entry || added.is_err() {
                 let failure = added.err().map(|error| error.to_string());
-                self.statuses.push(Status {
+                let status = Status {
                     name: part.name.clone(),
                     failure,
-                });
+                };
+                self.statuses.push((part.id, status));
             }
         }
         if !any {

@@ -4,7 +4,10 @@ use std::{collections::HashSet, fs::File, rc::Rc};
 
 use memtrace_common::heap::{GROUP_SIZE, Point};
 
-use super::allocator::{Allocator, Exit, FoundFunction};
+use super::{
+    allocator::{Allocator, Exit, FoundFunction},
+    heap::FileId,
+};
 
 /// Where in a function a uprobe stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum Placed {
 pub struct Part {
     /// The file it stands on.
     pub file: Rc<File>,
+    /// The same, wherever it is mounted.
+    pub id: FileId,
     /// Offset in it.
     pub offset: u64,
     /// Allocator and function, for the report.
@@ -51,10 +56,17 @@ pub struct Batch {
 
 impl Batch {
     /// Adds what one function needs. A function whose result cannot be seen gets nothing.
-    pub fn add(&mut self, file: &Rc<File>, allocator: &Allocator, found: &FoundFunction) {
+    pub fn add(
+        &mut self,
+        id: FileId,
+        file: &Rc<File>,
+        allocator: &Allocator,
+        found: &FoundFunction,
+    ) {
         let name = format!("{}:{}", allocator.name, found.name);
         let part = |offset, placed| Part {
             file: Rc::clone(file),
+            id,
             offset,
             name: name.clone(),
             placed,
@@ -139,6 +151,7 @@ mod tests {
 
     fn batch(functions: &[FoundFunction]) -> Batch {
         let file = Rc::new(tempfile::tempfile().unwrap());
+        let id = FileId::of(std::path::Path::new("/")).unwrap();
         let allocator = Allocator {
             name: "a",
             functions: vec![],
@@ -147,7 +160,7 @@ mod tests {
         };
         let mut batch = Batch::default();
         for found in functions {
-            batch.add(&file, &allocator, found);
+            batch.add(id, &file, &allocator, found);
         }
         batch
     }

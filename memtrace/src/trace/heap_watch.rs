@@ -117,7 +117,11 @@ impl HeapWatch {
             Verdict::Hidden { reason } => (String::new(), Some(reason.into())),
             Verdict::Probed { name } => (name, None),
         };
-        let placed_ns = FileId::of(path).ok().and_then(|id| probes.placed_ns(id));
+        let id = FileId::of(path).ok();
+        if let Some(id) = id {
+            probes.note_mapped(id);
+        }
+        let placed_ns = id.and_then(|id| probes.placed_ns(id));
         let late = unavailable.is_none() && placed_ns.is_none_or(|placed_ns| placed_ns > time_ns);
         let kind = EventKind::HeapProbes {
             allocator: allocator.into(),
@@ -136,7 +140,7 @@ impl HeapWatch {
     pub fn statuses(&self) -> Vec<Status> {
         self.probes
             .as_ref()
-            .map(|probes| probes.statuses.clone())
+            .map(HeapProbes::statuses)
             .unwrap_or_default()
     }
 }

@@ -59,7 +59,8 @@ impl Modules {
                     self.by_pid.insert(*child, image);
                 }
             }
-            EventKind::Memory(totals) if totals.last => {
+            // Told when an execve begins, among other moments.
+            EventKind::Memory(_) => {
                 let image = self.by_pid.entry(event.pid).or_default();
                 image.before_exec = image.mappings.len();
             }
@@ -167,7 +168,7 @@ mod tests {
             break_end: 0,
             stack: 0,
             approximate: false,
-            last: true,
+            last: false,
         };
         modules.note(&at(1, EventKind::Memory(Box::new(totals))));
         modules.note(&mapped(1, 0x2000, "/c"));
