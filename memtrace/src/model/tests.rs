@@ -63,6 +63,7 @@ impl Trace {
         let kind = EventKind::HeapProbes {
             allocator,
             unavailable,
+            late: false,
         };
         self.event(6, pid, kind);
     }
@@ -322,7 +323,16 @@ fn exec_begins_anew_but_faults_go_on() {
     assert_eq!((live(&row), row.heap.unwrap().allocations), ((0, 0), 0));
     assert_eq!(row.address_space.reserved_bytes, 0);
     assert_eq!(row.faults.minor, 1);
-    assert_eq!(row.timeline[0].time_ns, 5);
+}
+
+#[test]
+fn a_launched_command_begins_with_its_first_exec_and_goes_on_over_others() {
+    let mut trace = Trace::new();
+    trace.mmap(8, 10, BASE, 4);
+    trace.exec(20, 10);
+    trace.exec(9_000_000, 10);
+    let row = trace.row(10);
+    assert_eq!((row.start_time_ns, row.timeline[0].time_ns), (20, 20));
 }
 
 #[test]
@@ -383,6 +393,7 @@ fn a_heap_that_is_not_seen_is_null_with_a_reason() {
     let stripped = EventKind::HeapProbes {
         allocator: "unknown".into(),
         unavailable: Some("stripped".into()),
+        late: false,
     };
     trace.event(20, 10, stripped);
     let row = trace.row(10);
