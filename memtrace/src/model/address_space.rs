@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Bytes around a faulting file page that the kernel maps with it, where the page cache has them.
-const FAULT_AROUND: u64 = 64 * 1024;
+pub(super) const FAULT_AROUND: u64 = 64 * 1024;
 
 /// How far below its lowest known page a main stack may still grow.
 const STACK_REACH: u64 = 16 << 30;
