@@ -63,6 +63,7 @@ impl Trace {
         let kind = EventKind::HeapProbes {
             allocator,
             unavailable,
+            late: false,
         };
         self.event(6, pid, kind);
     }
@@ -314,7 +315,18 @@ fn exec_begins_anew_but_faults_go_on() {
     assert_eq!((live(&row), row.heap.unwrap().allocations), ((0, 0), 0));
     assert_eq!(row.address_space.reserved_bytes, 0);
     assert_eq!(row.faults.minor, 1);
-    assert_eq!(row.timeline[0].time_ns, 5);
+    assert_eq!(
+        (row.start_time_ns, row.timeline[0].time_ns),
+        (20, 20),
+        "the launcher's copy is not the command's history"
+    );
+    trace.mmap(28, 10, BASE, 4);
+    trace.fault(29, 10, BASE, WRITE);
+    trace.exec(30, 10);
+    let row = trace.row(10);
+    assert_eq!(row.address_space.reserved_bytes, 0);
+    assert_eq!(row.faults.minor, 2);
+    assert_eq!((row.start_time_ns, row.timeline[0].time_ns), (20, 20));
 }
 
 #[test]
@@ -375,6 +387,7 @@ fn a_heap_that_is_not_seen_is_null_with_a_reason() {
     let stripped = EventKind::HeapProbes {
         allocator: "unknown".into(),
         unavailable: Some("stripped".into()),
+        late: false,
     };
     trace.event(20, 10, stripped);
     let row = trace.row(10);
