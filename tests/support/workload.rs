@@ -104,7 +104,7 @@ pub fn library(name: &str, package: &str) -> String {
 /// Where the program goes: a changed source, header or flag has a place of its own.
 fn place(directory: &Path, source: &str, compiler: &[&str], flags: &[&str]) -> PathBuf {
     let mut hasher = DefaultHasher::new();
-    for file in [source, "workload.h"] {
+    for file in [source, "workload.h", "smaps.h"] {
         let path = directory.join(file);
         fs::read(&path)
             .unwrap_or_else(|error| panic!("read {}: {error}", path.display()))

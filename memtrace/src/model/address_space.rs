@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Bytes around a faulting file page that the kernel maps with it, where the page cache has them.
-const FAULT_AROUND: u64 = 64 * 1024;
+pub(super) const FAULT_AROUND: u64 = 64 * 1024;
 
 /// How far below its lowest known page a main stack may still grow.
 const STACK_REACH: u64 = 16 << 30;
@@ -150,8 +150,9 @@ impl AddressSpace {
     /// The kernel announced a mapping by itself.
     ///
     /// It does so within mmap, mprotect, brk and the growth of a stack, and tells the whole mapping
-    /// after merging with its neighbours. So what is known with the same contents stays; of a file
-    /// the rest is new, and of anonymous memory only what nothing maps yet.
+    /// after merging with its neighbours. So what is known with the same contents keeps its pages; of a
+    /// file the rest is new, and of anonymous memory what no other than a file was known to map. exec maps
+    /// a program whole before it maps the segments over it, their bss included.
     pub fn announce(&mut self, time_ns: u64, event: &FileMapped) {
         let Some(range) = span(event.start, event.length) else {
             return;
@@ -184,9 +185,17 @@ impl AddressSpace {
                 self.regions.remove_if(piece.clone(), |_| true);
                 self.discard(&piece);
             }
-            let mapped = region.mapped.clone();
-            self.regions
-                .update(range.clone(), |old| old.mapped = mapped.clone());
+            self.regions.update(range.clone(), |old| {
+                old.mapped.clone_from(&region.mapped);
+                if old.created_ns < time_ns {
+                    old.protection = region.protection;
+                }
+            });
+        } else if !named {
+            let files = |old: &Region| old.created_ns < time_ns && old.path().is_some_and(is_file);
+            for piece in self.regions.remove_if(range.clone(), files) {
+                self.discard(&piece);
+            }
         }
         self.fill(range, &region);
         self.changed();
@@ -405,6 +414,48 @@ mod tests {
         assert_eq!(space.pages.count(), 0, "another file: another mapping");
         let paths: Vec<_> = space.regions.iter().map(|(_, r)| r.path()).collect();
         assert_eq!(paths, [Some("/lib/b"), Some("/lib/a")]);
+    }
+
+    #[test]
+    fn a_program_is_announced_whole_and_then_by_its_segments() {
+        let mut space = AddressSpace::default();
+        let segment = |first: u64, pages: u64, protection| FileMapped {
+            protection,
+            ..file(
+                0x10_0000 + first * PAGE,
+                pages * PAGE,
+                first * PAGE,
+                "/bin/a",
+            )
+        };
+        space.announce(1, &segment(0, 8, 1));
+        space.fault(2, 0x10_6000, WRITE);
+        space.announce(3, &segment(1, 2, 5));
+        space.announce(4, &segment(4, 1, 3));
+        space.announce(5, &file(0x10_5000, 3 * PAGE, 0, "//anon"));
+        let rows: Vec<_> = space
+            .regions
+            .iter()
+            .map(|(start, region)| (start, region.permissions(), region.kind))
+            .collect();
+        let expected = [
+            (0x10_0000, "r--p", Kind::File),
+            (0x10_1000, "r-xp", Kind::File),
+            (0x10_3000, "r--p", Kind::File),
+            (0x10_4000, "rw-p", Kind::File),
+            (0x10_5000, "rw-p", Kind::Anonymous),
+        ];
+        let expected = expected.map(|(start, text, kind)| (start, text.to_owned(), kind));
+        assert_eq!(rows, expected);
+        assert_eq!(space.pages.count(), 0, "the bss is fresh");
+        let mut later = AddressSpace::default();
+        later.announce(9, &segment(0, 8, 1));
+        later.announce(8, &file(0x10_0000, 8 * PAGE, 0, "//anon"));
+        assert_eq!(
+            later.kind_at(0x10_0000),
+            Some(Kind::File),
+            "the younger stays"
+        );
     }
 
     #[test]

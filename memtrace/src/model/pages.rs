@@ -147,6 +147,26 @@ impl Pages {
         }
     }
 
+    /// The aligned 2 MiB ranges that lie within `pages` and have at least one and at most `most` resident pages,
+    /// none of them copied: as page numbers.
+    pub fn sparse_huge_ranges(&self, pages: Range<u64>, most: u64) -> Vec<Range<u64>> {
+        let mut found = Vec::new();
+        let mut resident = self.resident.iter();
+        resident.advance_to(pages.start.next_multiple_of(HUGE_PAGES));
+        while let Some(page) = resident.next() {
+            let first = page / HUGE_PAGES * HUGE_PAGES;
+            let range = first..first + HUGE_PAGES;
+            if range.end > pages.end {
+                break;
+            }
+            if self.count_in(range.clone()) <= most && self.copied_in(range.clone()) == 0 {
+                found.push(range.clone());
+            }
+            resident.advance_to(range.end);
+        }
+        found
+    }
+
     /// From now on remember what becomes resident, until [`Pages::replace`].
     pub fn begin_replacement(&mut self) {
         self.since = Some(RoaringTreemap::new());

@@ -95,15 +95,7 @@ impl Trace {
 
     fn exec(&mut self, time: u64, pid: Pid) {
         let (path, comm) = ("/bin/new".into(), "new".into());
-        self.event(
-            time,
-            pid,
-            EventKind::Exec {
-                path,
-                comm,
-                unfollowed: false,
-            },
-        );
+        self.event(time, pid, EventKind::Exec { path, comm });
     }
 
     fn exit(&mut self, time: u64, pid: Pid) {
@@ -323,15 +315,17 @@ fn exec_begins_anew_but_faults_go_on() {
     assert_eq!((live(&row), row.heap.unwrap().allocations), ((0, 0), 0));
     assert_eq!(row.address_space.reserved_bytes, 0);
     assert_eq!(row.faults.minor, 1);
-}
-
-#[test]
-fn a_launched_command_begins_with_its_first_exec_and_goes_on_over_others() {
-    let mut trace = Trace::new();
-    trace.mmap(8, 10, BASE, 4);
-    trace.exec(20, 10);
-    trace.exec(9_000_000, 10);
+    assert_eq!(
+        (row.start_time_ns, row.timeline[0].time_ns),
+        (20, 20),
+        "the launcher's copy is not the command's history"
+    );
+    trace.mmap(28, 10, BASE, 4);
+    trace.fault(29, 10, BASE, WRITE);
+    trace.exec(30, 10);
     let row = trace.row(10);
+    assert_eq!(row.address_space.reserved_bytes, 0);
+    assert_eq!(row.faults.minor, 2);
     assert_eq!((row.start_time_ns, row.timeline[0].time_ns), (20, 20));
 }
 

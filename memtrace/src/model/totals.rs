@@ -3,7 +3,8 @@
 use crate::event::MemoryTotals;
 
 use super::{
-    address_space::{AddressSpace, Source},
+    address_space::{AddressSpace, FAULT_AROUND, Source},
+    pages::HUGE_PAGES,
     region::{Kind, PAGE},
 };
 
@@ -34,12 +35,46 @@ impl AddressSpace {
         if empty || (frozen && !totals.last) {
             return;
         }
+        if totals.last {
+            self.fill_huge_files(totals.file_bytes);
+        }
         self.totals = Some(*totals);
         self.swapped = Some(totals.swapped_bytes);
         self.source = Source::Counters;
         self.note_peaks();
         if !totals.last {
             self.peak_committed = self.peak_committed.max(resident(totals));
+        }
+    }
+
+    /// Finds the huge pages among those of files.
+    ///
+    /// A fault in a file maps the window around it, or 2 MiB at once where the page cache holds a huge page;
+    /// the event is the same. So where the kernel counts more file pages than were seen, the aligned
+    /// ranges in which there was one fault only are taken to be whole, as far as the count has room for.
+    fn fill_huge_files(&mut self, file_bytes: u64) {
+        let mut seen = 0;
+        let mut candidates = Vec::new();
+        for (start, region) in self.regions.iter() {
+            if !region.is_file_backed() {
+                continue;
+            }
+            let pages = start / PAGE..region.end / PAGE;
+            seen += self.pages.count_in(pages.clone()) - self.pages.copied_in(pages.clone());
+            // A huge page of the file is one of the mapping only where both are aligned alike.
+            if region.offset.wrapping_sub(start) % (HUGE_PAGES * PAGE) == 0 {
+                let window = FAULT_AROUND / PAGE;
+                candidates.extend(self.pages.sparse_huge_ranges(pages, window));
+            }
+        }
+        let mut room = (file_bytes / PAGE).saturating_sub(seen);
+        for range in candidates {
+            let more = HUGE_PAGES - self.pages.count_in(range.clone());
+            if more > room {
+                break;
+            }
+            room -= more;
+            self.pages.insert_range(range);
         }
     }
 
@@ -310,5 +345,52 @@ mod tests {
         last.peak_resident_bytes = 3 * PAGE;
         space.counters(&last);
         assert_eq!(space.peak_committed(), 7 * PAGE);
+    }
+
+    #[test]
+    fn huge_pages_of_a_file_are_found_by_the_count() {
+        const HUGE: u64 = HUGE_PAGES * PAGE;
+        let read = Access {
+            major: false,
+            kernel: false,
+            write: Some(false),
+            protection: false,
+            instruction: false,
+        };
+        let with_faults = |offset| {
+            let mut space = AddressSpace::default();
+            let mapped = FileMapped {
+                start: BASE,
+                length: 8 * HUGE,
+                offset,
+                protection: 1,
+                flags: 2,
+                path: "/data".into(),
+                build_id: Box::default(),
+            };
+            space.announce(1, &mapped);
+            for at in [0, HUGE + 5 * PAGE, 3 * HUGE, 3 * HUGE + FAULT_AROUND] {
+                space.fault(2, BASE + at, read);
+            }
+            assert_eq!(space.pages.count(), 64);
+            space
+        };
+        let told = |offset, file_pages, last| {
+            let mut space = with_faults(offset);
+            space.counters(&MemoryTotals {
+                last,
+                ..totals(file_pages, 0, 0, 8 * HUGE_PAGES)
+            });
+            space.pages.count()
+        };
+        let both = 2 * HUGE_PAGES + 32;
+        assert_eq!(told(0, both, true), both, "two faults refute the third");
+        assert_eq!(told(0, both - 1, true), HUGE_PAGES + 48);
+        assert_eq!(told(0, 8 * HUGE_PAGES, false), 64, "only at the end");
+        assert_eq!(
+            told(PAGE, 8 * HUGE_PAGES, true),
+            64,
+            "the file lies otherwise"
+        );
     }
 }

@@ -487,6 +487,31 @@ const ASSEMBLY: &str = "
         push %rdi
         jmp free
     end _ZdaPv
+    function _ZdlPvm
+        test %rdi, %rdi
+        je 1f
+        push %rbx
+        mov %rdi, %rbx
+        sub $8, %rsp
+        call malloc
+        add $8, %rsp
+        mov %rbx, %rdi
+        pop %rbx
+        jmp free
+    1:  ret
+    end _ZdlPvm
+    function _ZdaPvm
+        test %rsi, %rsi
+        je 1f
+        jmp free
+    1:  ret
+    end _ZdaPvm
+    function _ZdlPvmSt11align_val_t
+        test %rdi, %rdi
+        je 1f
+        jmp mallocx
+    1:  ret
+    end _ZdlPvmSt11align_val_t
     .globl calloc
     .type calloc, @gnu_indirect_function
     calloc: ret
@@ -551,6 +576,18 @@ fn ways_out_of_a_function() {
     assert!(
         found.contains(&"_ZdaPv"),
         "free would see another return address"
+    );
+    assert!(
+        !found.contains(&"_ZdlPvm"),
+        "every block ends in a jump to free, with the stack as it was"
+    );
+    assert!(
+        found.contains(&"_ZdaPvm"),
+        "a block may go without a jump to free"
+    );
+    assert!(
+        found.contains(&"_ZdlPvmSt11align_val_t"),
+        "what it jumps to frees nothing"
     );
     assert!(!found.contains(&"calloc"));
     assert!(

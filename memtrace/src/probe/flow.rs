@@ -1,12 +1,15 @@
 //! Where control goes in x86-64 code: to which functions it leaves, and where it returns.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{
+    Code, ConditionCode, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    Register,
+};
 
 use super::{
     image::Image,
-    placement::{branch_target, decoder, leaves_through_memory},
+    placement::{branch_target, decoder, is_null_test, leaves_through_memory},
 };
 
 /// A function with its slow paths is rarely more than three pieces.
@@ -14,6 +17,9 @@ const PIECES: usize = 24;
 
 /// A forwarder moves a few arguments before it jumps.
 const FORWARDER: usize = 8;
+
+/// A function that only hands over is short: longer ones are not walked to their end.
+const STEPS: usize = 256;
 
 /// Where a function returns to its caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +100,109 @@ pub fn forward(image: &Image<'_>, function: &Range<u64>) -> Option<u64> {
     None
 }
 
+/// The functions that a call ends in, if its first argument is not 0 and each way through the function ends
+/// in a jump out of it with the caller's return address on top of the stack: they see the call as the
+/// program made it. `None` where a way ends otherwise, or is not understood.
+pub fn jumps_at_end(image: &Image<'_>, function: &Range<u64>) -> Option<Vec<u64>> {
+    let code = image.code(function)?;
+    let mut info = InstructionInfoFactory::new();
+    let mut seen = HashSet::new();
+    let mut ways = vec![Way {
+        ip: function.start,
+        depth: 0,
+        intact: true,
+        tested: false,
+    }];
+    let mut targets = Vec::new();
+    while let Some(way) = ways.pop() {
+        if !seen.insert(way) {
+            continue;
+        }
+        let offset = usize::try_from(way.ip.checked_sub(function.start)?).ok()?;
+        let instruction = decoder(code.get(offset..)?, way.ip).iter().next()?;
+        if seen.len() > STEPS || instruction.is_invalid() {
+            return None;
+        }
+        let next = way.past(&mut info, &instruction)?;
+        let to = branch_target(&instruction);
+        match instruction.flow_control() {
+            FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => ways.push(next),
+            FlowControl::ConditionalBranch => {
+                let to = to.filter(|target| function.contains(target))?;
+                let null = way.tested.then(|| instruction.condition_code());
+                if null != Some(ConditionCode::e) {
+                    ways.push(Way { ip: to, ..next });
+                }
+                if null != Some(ConditionCode::ne) {
+                    ways.push(next);
+                }
+            }
+            FlowControl::UnconditionalBranch => {
+                let to = to?;
+                if function.contains(&to) {
+                    ways.push(Way { ip: to, ..next });
+                } else if way.depth == 0 {
+                    targets.push(landing(image, to)?);
+                } else {
+                    return None;
+                }
+            }
+            _ => return None,
+        }
+    }
+    Some(targets)
+}
+
+/// How far a walk through a function has come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Way {
+    ip: u64,
+    /// Bytes on the stack above the return address.
+    depth: i64,
+    /// The first argument is still in its register.
+    intact: bool,
+    /// The flags say whether it is 0.
+    tested: bool,
+}
+
+impl Way {
+    /// Behind an instruction; `None` where it does to the stack pointer what cannot be followed.
+    fn past(self, info: &mut InstructionInfoFactory, instruction: &Instruction) -> Option<Self> {
+        let adjusts = matches!(
+            instruction.code(),
+            Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32
+        ) && instruction.op0_register() == Register::RSP;
+        let call = matches!(
+            instruction.flow_control(),
+            FlowControl::Call | FlowControl::IndirectCall
+        );
+        let pushed = if call {
+            0
+        } else if adjusts {
+            let bytes = instruction.immediate(1).cast_signed();
+            if instruction.mnemonic() == Mnemonic::Add {
+                -bytes
+            } else {
+                bytes
+            }
+        } else if matches!(instruction.mnemonic(), Mnemonic::Push | Mnemonic::Pop) {
+            -i64::from(instruction.stack_pointer_increment())
+        } else if touches_stack(info, instruction) {
+            return None;
+        } else {
+            0
+        };
+        let intact = self.intact && !call && !writes(info, instruction, Register::RDI);
+        let flags_kept = instruction.rflags_modified() == 0 && !call;
+        Some(Self {
+            ip: instruction.next_ip(),
+            depth: self.depth.checked_add(pushed)?,
+            intact,
+            tested: is_null_test(instruction) && intact || self.tested && flags_kept,
+        })
+    }
+}
+
 /// The functions that are called or jumped to, directly or through the PLT, from the function and
 /// from those it jumps to.
 pub fn callees(image: &Image<'_>, function: &Range<u64>) -> Vec<u64> {
@@ -153,12 +262,19 @@ fn add_piece(
 }
 
 fn touches_stack(info: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
-    instruction.is_stack_instruction()
-        || info.info(instruction).used_registers().iter().any(|used| {
-            used.register().full_register() == Register::RSP
-                && !matches!(
-                    used.access(),
-                    OpAccess::Read | OpAccess::CondRead | OpAccess::None
-                )
-        })
+    instruction.is_stack_instruction() || writes(info, instruction, Register::RSP)
+}
+
+fn writes(
+    info: &mut InstructionInfoFactory,
+    instruction: &Instruction,
+    register: Register,
+) -> bool {
+    info.info(instruction).used_registers().iter().any(|used| {
+        used.register().full_register() == register
+            && !matches!(
+                used.access(),
+                OpAccess::Read | OpAccess::CondRead | OpAccess::None
+            )
+    })
 }

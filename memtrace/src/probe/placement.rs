@@ -254,7 +254,7 @@ fn is_push(bytes: &[u8]) -> bool {
     matches!(bytes, [0x50..=0x57] | [0x41, 0x50..=0x57])
 }
 
-fn is_null_test(instruction: &Instruction) -> bool {
+pub(crate) fn is_null_test(instruction: &Instruction) -> bool {
     instruction.code() == Code::Test_rm64_r64
         && instruction.op0_register() == Register::RDI
         && instruction.op1_register() == Register::RDI

@@ -34,7 +34,10 @@ impl Search<'_, '_> {
             .copied()
             .filter(|candidate| self.is_entry(candidate, &callable, &internal))
             .collect();
-        let entries: Vec<u64> = wanted.iter().map(|candidate| candidate.address).collect();
+        let entries: Vec<(u64, Function)> = wanted
+            .iter()
+            .map(|candidate| (candidate.address, candidate.known.function))
+            .collect();
         let addresses: Vec<u64> = self
             .image
             .symbols()
@@ -72,11 +75,22 @@ impl Search<'_, '_> {
             .any(|other| !other.known.cpp && calls.contains(&other.address))
     }
 
-    /// A jump to another probed function: that one sees the call just as the program made it.
-    fn is_forwarder(&self, candidate: &Candidate<'_>, entries: &[u64]) -> bool {
-        self.image.is_x86_64()
-            && flow::forward(self.image, &self.bounds(candidate))
-                .is_some_and(|target| entries.contains(&target))
+    /// Ends in another probed function by a jump: that one sees the call just as the program made it.
+    ///
+    /// An allocating function may do more than hand over arguments as they are; only of free is it known
+    /// that whatever it jumps to at the end frees the same block.
+    fn is_forwarder(&self, candidate: &Candidate<'_>, entries: &[(u64, Function)]) -> bool {
+        if !self.image.is_x86_64() {
+            return false;
+        }
+        let bounds = self.bounds(candidate);
+        let probed = |target| entries.iter().any(|&(address, _)| address == target);
+        flow::forward(self.image, &bounds).is_some_and(probed)
+            || candidate.known.function == Function::Free
+                && flow::jumps_at_end(self.image, &bounds).is_some_and(|targets| {
+                    let frees = |target: &u64| entries.contains(&(*target, Function::Free));
+                    !targets.is_empty() && targets.iter().all(frees)
+                })
     }
 
     fn function(&self, candidate: &Candidate<'_>, entries: &[u64]) -> Option<FoundFunction> {

@@ -256,8 +256,10 @@ fn exit(exit: &Exit) -> EventKind {
 }
 
 fn memory(memory: &Memory) -> MemoryTotals {
-    let bytes = |pages: i64| pages.max(0) as u64 * PAGE;
-    let resident = bytes(memory.file) + bytes(memory.anonymous) + bytes(memory.shared);
+    let bytes = |pages: i64| (pages.max(0) as u64).saturating_mul(PAGE);
+    let resident = bytes(memory.file)
+        .saturating_add(bytes(memory.anonymous))
+        .saturating_add(bytes(memory.shared));
     MemoryTotals {
         file_bytes: bytes(memory.file),
         anonymous_bytes: bytes(memory.anonymous),
