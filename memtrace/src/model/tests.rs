@@ -95,7 +95,15 @@ impl Trace {
 
     fn exec(&mut self, time: u64, pid: Pid) {
         let (path, comm) = ("/bin/new".into(), "new".into());
-        self.event(time, pid, EventKind::Exec { path, comm });
+        self.event(
+            time,
+            pid,
+            EventKind::Exec {
+                path,
+                comm,
+                unfollowed: false,
+            },
+        );
     }
 
     fn exit(&mut self, time: u64, pid: Pid) {
