@@ -326,9 +326,7 @@ impl Session {
             EventKind::Fork { child, .. } => {
                 let cgroup = self.cgroups.get(&event.pid).cloned();
                 let (child, time_ns) = (*child, event.time_ns);
-                if self.options.follow {
-                    self.traced.insert(child);
-                }
+                self.traced.insert(child);
                 self.consume(event);
                 if let Some(path) = cgroup {
                     self.cgroups.insert(child, path.clone());
