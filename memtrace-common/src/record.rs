@@ -224,7 +224,7 @@ pub struct Syscall {
     pub offset: u64,
 }
 
-/// A task was made.
+/// A thread was made, or a process that is traced from now on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fork {

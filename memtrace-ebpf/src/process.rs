@@ -58,7 +58,11 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     let comm = field(task, offsets().task_comm).unwrap_or_default();
     let mut header = header(Kind::Fork);
     header.extra = child;
-    if clone_flags & CLONE_THREAD == 0 && parent.flags & FOLLOW != 0 {
+    if clone_flags & CLONE_THREAD == 0 {
+        // Nothing else would ever be told of a child that is not followed, its end neither.
+        if parent.flags & FOLLOW == 0 {
+            return 0;
+        }
         let child_target = Target {
             start_ns: header.time_ns,
             flags: parent.flags,
@@ -68,6 +72,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
                 &ctx,
                 "process {} is not followed: the table of traced processes is full", child
             );
+            return 0;
         }
     }
     emit(

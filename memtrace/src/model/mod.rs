@@ -19,6 +19,7 @@ mod freed;
 mod heap;
 mod intervals;
 mod lifecycle;
+mod map;
 mod pages;
 mod process;
 mod reconcile;

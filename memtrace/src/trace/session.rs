@@ -363,9 +363,7 @@ impl Session {
             EventKind::Fork { child, .. } => {
                 let cgroup = self.cgroups.get(&event.pid).cloned();
                 let (child, time_ns) = (*child, event.time_ns);
-                if self.options.follow {
-                    self.traced.insert(child);
-                }
+                self.traced.insert(child);
                 if self.unfollowed.contains(&event.pid) {
                     self.unfollowed.insert(child);
                 }
