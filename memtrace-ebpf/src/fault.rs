@@ -2,7 +2,6 @@
 //! when a fault was handled (mm_account_fault(), mm/memory.c, since 5.9).
 
 use aya_ebpf::{
-    Global,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::{map, perf_event, raw_tracepoint},
     maps::Array,
@@ -29,7 +28,9 @@ use crate::{
 #[derive(Clone, Copy)]
 struct FaultSlot {
     tid: u32,
-    flags: u32,
+    flags: u16,
+    /// 1 once its end was seen.
+    ended: u16,
     started_ns: u64,
     address: u64,
     ip: u64,
@@ -37,10 +38,6 @@ struct FaultSlot {
 
 #[map]
 static FAULT_SLOTS: Array<FaultSlot> = Array::with_max_entries(65_536, 0);
-
-/// 1 where the start of every fault is seen (x86), 0 where only the ends are.
-#[unsafe(no_mangle)]
-static STARTS_SEEN: Global<u8> = Global::new(0);
 
 /// Bits of the x86 error code (arch/x86/include/asm/trap_pf.h): protection, write, user, reserved, fetch.
 const ERROR_PROTECTION: u64 = 1;
@@ -73,7 +70,7 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     };
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return 0 };
-    if slot.tid != 0 && slot.tid != tid {
+    if slot.tid != 0 && slot.tid != tid && slot.ended == 0 {
         count(Counter::SlotCollision);
     }
     let error: u64 = ctx.arg(2);
@@ -94,7 +91,8 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
         return without_end(pid, target, flags, ctx.arg(0), ip);
     }
     slot.tid = tid;
-    slot.flags = u32::from(flags);
+    slot.flags = flags;
+    slot.ended = 0;
     slot.address = ctx.arg(0);
     slot.ip = ip;
     // SAFETY: the helper takes no argument.
@@ -148,15 +146,15 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
         header.flags |= FAULT_KERNEL;
     }
     match slot(header.tid) {
+        // A thread with two events, opened for it and inherited, ends each fault twice.
+        Some(slot) if slot.tid == header.tid && slot.ended != 0 => return 0,
         Some(slot) if slot.tid == header.tid => {
-            slot.tid = 0;
-            header.flags = slot.flags as u16;
+            slot.ended = 1;
+            header.flags = slot.flags;
             record.address = slot.address;
             record.ip = slot.ip;
             record.latency_ns = header.time_ns.saturating_sub(slot.started_ns);
         }
-        // A thread with two events, opened for it and inherited, ends each fault twice.
-        _ if STARTS_SEEN.load() != 0 => return 0,
         _ => {}
     }
     header.flags |= major;

@@ -167,6 +167,15 @@ pub fn current_mm() -> Option<u64> {
     field::<u64>(task, offsets().task_mm).filter(|&mm| mm != 0)
 }
 
+/// Threads of the current process that have not begun to end.
+#[inline(always)]
+pub fn live_threads() -> Option<i32> {
+    // SAFETY: the helper takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    let signal = field::<u64>(task, offsets().task_signal)?;
+    field(signal, offsets().signal_live)
+}
+
 /// `sched:sched_process_exit`, in the thread that ends.
 #[raw_tracepoint]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
@@ -176,8 +185,7 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     let offsets = offsets();
     // SAFETY: the helper takes no argument.
     let task = unsafe { bpf_get_current_task() };
-    let live: Option<i32> = field::<u64>(task, offsets.task_signal)
-        .and_then(|signal| field(signal, offsets.signal_live));
+    let live = live_threads();
     let mut header = header(Kind::Exit);
     // Without BTF the leader's end is taken for the process's.
     let last = live.map_or(header.pid == header.tid, |live| live == 0);

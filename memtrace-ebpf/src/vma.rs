@@ -18,7 +18,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, count, emit, header},
-    process::field,
+    process::{field, live_threads},
     residency, target,
 };
 
@@ -41,6 +41,7 @@ pub static SLOT_MASK: Global<u32> = Global::new(65_535);
 /// Numbers of arch/x86/entry/syscalls/syscall_64.tbl.
 const EXECVE: u64 = 59;
 const EXECVEAT: u64 = 322;
+const EXIT: u64 = 60;
 const EXIT_GROUP: u64 = 231;
 
 /// The call with this number, if it is one of those recorded.
@@ -72,13 +73,20 @@ fn slot(tid: u32) -> Option<&'static mut CallSlot> {
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     let number: u64 = ctx.arg(1);
     let call = call(number);
-    let ends = matches!(number, EXECVE | EXECVEAT | EXIT_GROUP);
+    let ends = matches!(number, EXECVE | EXECVEAT | EXIT | EXIT_GROUP);
     if (call.is_none() && !ends) || target::current().is_none() {
         return 0;
     }
     let Some(call) = call else {
-        // An execve may fail, and the address space goes on: only exit_group is the end.
-        residency::emit_totals(if number == EXIT_GROUP { MEMORY_FINAL } else { 0 });
+        // An execve may fail, and the address space goes on.
+        let last = match number {
+            EXIT_GROUP => true,
+            EXIT => live_threads() == Some(1),
+            _ => false,
+        };
+        if number != EXIT || last {
+            residency::emit_totals(if last { MEMORY_FINAL } else { 0 });
+        }
         return 0;
     };
     let tid = bpf_get_current_pid_tgid() as u32;

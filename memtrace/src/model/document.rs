@@ -15,7 +15,7 @@ use crate::{
 use super::{
     Model, address_space,
     heap::Counts,
-    process::{Module, Process, Space, modules},
+    process::{HeapSeen, Module, Process, Space, modules},
     region::Kind,
     site::{Live, live_sites},
 };
@@ -124,10 +124,13 @@ impl Model {
         let (heap, heap_reason) = match process.heap_of(space) {
             Ok(seen) => {
                 let trusted = space.complete && !space.lossy && !self.lossy;
-                let partial = "blocks of before tracing began are not known".to_owned();
+                let partial = match process.heap_seen {
+                    HeapSeen::Late => "calls before the probes were placed are not counted",
+                    _ => "blocks of before tracing began are not known",
+                };
                 (
                     Some(heap(&seen.counts(), trusted)),
-                    (!space.complete).then_some(partial),
+                    (!space.complete).then(|| partial.to_owned()),
                 )
             }
             Err(reason) => (None, Some(reason)),

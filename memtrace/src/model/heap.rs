@@ -80,6 +80,12 @@ impl Heap {
         }
     }
 
+    /// Whether no call was seen.
+    pub fn is_untouched(&self) -> bool {
+        let counts = &self.counts;
+        counts.allocations == 0 && counts.frees == 0 && counts.reallocations == 0
+    }
+
     /// What the events add up to; blocks set aside and not claimed count as implied frees.
     pub fn counts(&self) -> Counts {
         let mut counts = self.counts;

@@ -392,13 +392,14 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
             unavailable, late, ..
         } => {
             let seen = match unavailable {
+                None if *late => HeapSeen::Late,
+                // An allocator beside one that was seen late does not make that one whole.
+                None if process.heap_seen == HeapSeen::Late => HeapSeen::Late,
                 None => HeapSeen::Yes,
                 Some(reason) => HeapSeen::No(reason.clone()),
             };
             // Blocks of before are live that nobody saw.
-            if *late && seen == HeapSeen::Yes {
-                space.complete = false;
-            }
+            space.complete &= seen != HeapSeen::Late;
             process.heap_seen = seen;
         }
         _ => {}

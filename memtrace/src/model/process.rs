@@ -60,6 +60,8 @@ pub enum HeapSeen {
     Unknown,
     /// It is.
     Yes,
+    /// It is, since probes were placed while the allocator was in use.
+    Late,
     /// It is not, for this reason.
     No(Box<str>),
 }
@@ -184,6 +186,10 @@ impl Process {
         }
         match &self.heap_seen {
             HeapSeen::Yes => Ok(&space.heap),
+            HeapSeen::Late if space.heap.is_untouched() => {
+                Err("the probes came after its calls: its allocator was not foreseen".to_owned())
+            }
+            HeapSeen::Late => Ok(&space.heap),
             HeapSeen::No(reason) => Err(reason.to_string()),
             HeapSeen::Unknown => Err("no probes on an allocator of this process".to_owned()),
         }

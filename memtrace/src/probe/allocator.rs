@@ -12,6 +12,7 @@ use memtrace_common::heap::{Function, Point};
 use super::{
     candidate::families,
     image::{Image, ImageError},
+    names::Family,
     placement::Placement,
     selection::Search,
 };
@@ -172,6 +173,7 @@ pub fn find(data: &[u8]) -> Result<Vec<Allocator>, NoAllocator> {
     let image = Image::parse(data)?;
     let found: Vec<Allocator> = families(&image)
         .into_iter()
+        .filter(|(family, _)| *family != Family::Unknown || !is_wrapper(&image))
         .map(|(family, candidates)| {
             Search {
                 image: &image,
@@ -189,6 +191,14 @@ pub fn find(data: &[u8]) -> Result<Vec<Allocator>, NoAllocator> {
         return Err(NoAllocator::Stripped);
     }
     Err(NoAllocator::NotDefined { stripped })
+}
+
+/// Whether a malloc of nobody's we know hands on to another: it asks for the next one, or for the C library's own.
+/// That one is probed; probing both would count each call twice.
+fn is_wrapper(image: &Image<'_>) -> bool {
+    ["dlsym", "dlvsym", "__libc_malloc"]
+        .iter()
+        .any(|name| image.imports(name))
 }
 
 #[cfg(test)]

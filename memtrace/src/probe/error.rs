@@ -60,6 +60,27 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Pids here are not those of the kernel's programs.
+    #[error(
+        "memtrace runs in a pid namespace of its own, where pids are not the kernel's: run it on the host, or in a container with the host's pids (--pid=host)"
+    )]
+    PidNamespace,
+    /// A thread's id was given for a process's.
+    #[error("{tid} is a thread of process {pid}: attach to {pid}")]
+    Thread {
+        /// The id asked for.
+        tid: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// A zombie or a kernel thread.
+    #[error(
+        "process {pid} has no memory of its own: it has ended already, or it is a kernel thread"
+    )]
+    NoMemory {
+        /// The pid asked for.
+        pid: u32,
+    },
     /// A process to attach to is not there.
     #[error("no process with pid {pid}")]
     NoProcess {

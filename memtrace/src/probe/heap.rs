@@ -74,7 +74,8 @@ pub struct HeapProbes {
     files: HashMap<FileId, Verdict>,
     placed_ns: HashMap<FileId, u64>,
     groups: Vec<Group>,
-    entry_groups: u32,
+    /// Places in a page that are taken, by table of points.
+    tables: Vec<HashSet<u64>>,
     followed: Vec<Scope>,
     running: Vec<Scope>,
     statuses: Vec<(FileId, Status)>,
@@ -83,7 +84,9 @@ pub struct HeapProbes {
 
 /// Uprobes of one event. Fields drop in order: what uses the definitions goes before them.
 struct Group {
-    link: Option<OwnedFd>,
+    /// The program's link, and the event it goes through.
+    link: Option<[OwnedFd; 2]>,
+    /// Kept after a thread's end: what it forked holds copies, which go with the event.
     events: Vec<OwnedFd>,
     definitions: UprobeEvent,
     program: &'static str,
@@ -118,8 +121,7 @@ impl Group {
         };
         let program = object.program(self.program)?;
         let link = perf::link(program, event.as_fd(), self.cookie).map_err(attach_error)?;
-        self.link = Some(link);
-        self.events.push(event);
+        self.link = Some([link, event]);
         Ok(())
     }
 
@@ -148,7 +150,7 @@ impl HeapProbes {
             files: HashMap::new(),
             placed_ns: HashMap::new(),
             groups: Vec::new(),
-            entry_groups: 0,
+            tables: Vec::new(),
             followed: Vec::new(),
             running: Vec::new(),
             statuses: Vec::new(),
@@ -177,8 +179,8 @@ impl HeapProbes {
     /// Probes whatever allocators one file holds, unless that was done already.
     pub fn probe(&mut self, object: &mut Object, path: &Path) -> Result<Verdict, Error> {
         let mut batch = Batch::default();
-        let verdict = self.plan(path, &mut batch)?;
-        self.place(object, &batch)?;
+        let (id, verdict) = self.plan(path, &mut batch)?;
+        self.settle(object, &batch, vec![(id, verdict.clone())])?;
         Ok(verdict)
     }
 
@@ -190,23 +192,45 @@ impl HeapProbes {
     ) -> Result<Vec<Error>, Error> {
         let mut batch = Batch::default();
         let mut failures = Vec::new();
+        let mut verdicts = Vec::new();
         for path in paths {
-            if let Err(error) = self.plan(path.as_ref(), &mut batch) {
-                failures.push(error);
+            match self.plan(path.as_ref(), &mut batch) {
+                Ok(verdict) => verdicts.push(verdict),
+                Err(error) => failures.push(error),
             }
         }
-        self.place(object, &batch)?;
+        self.settle(object, &batch, verdicts)?;
         Ok(failures)
     }
 
-    fn plan(&mut self, path: &Path, batch: &mut Batch) -> Result<Verdict, Error> {
+    /// Places what was planned. Where that fails the files' heaps are not seen, and they are told to be hidden.
+    fn settle(
+        &mut self,
+        object: &mut Object,
+        batch: &Batch,
+        verdicts: Vec<(FileId, Verdict)>,
+    ) -> Result<(), Error> {
+        let placed = self.place(object, batch);
+        let now_ns = now_ns();
+        for (id, mut verdict) in verdicts {
+            if let (Err(error), Verdict::Probed { .. }) = (&placed, &verdict) {
+                let reason = error.to_string();
+                verdict = Verdict::Hidden { reason };
+            }
+            self.files.entry(id).or_insert(verdict);
+            self.placed_ns.entry(id).or_insert(now_ns);
+        }
+        placed
+    }
+
+    fn plan(&mut self, path: &Path, batch: &mut Batch) -> Result<(FileId, Verdict), Error> {
         let failed = |source| Error::File {
             path: path.to_owned(),
             source,
         };
         let id = FileId::of(path).map_err(failed)?;
         if let Some(verdict) = self.files.get(&id) {
-            return Ok(verdict.clone());
+            return Ok((id, verdict.clone()));
         }
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
@@ -217,8 +241,7 @@ impl HeapProbes {
             Verdict::None
         };
         log::debug!("{}: {verdict:?}", path.display());
-        self.files.insert(id, verdict.clone());
-        Ok(verdict)
+        Ok((id, verdict))
     }
 
     fn look(&mut self, id: FileId, file: File, data: &[u8], batch: &mut Batch) -> Verdict {
@@ -262,24 +285,18 @@ impl HeapProbes {
             "heap_return_instruction",
             0,
         )?;
-        for group in batch.entry_groups() {
-            if self.entry_groups == MAX_GROUPS {
+        for (table, entries) in batch.entry_groups(&mut self.tables) {
+            if table >= MAX_GROUPS {
                 return Err(Error::Map {
                     name: "POINTS",
                     reason: "too many allocators".to_owned(),
                 });
             }
-            let number = self.entry_groups;
-            self.entry_groups += 1;
-            for entry in &group {
-                object.set_point(number, entry.address, entry.point)?;
+            for entry in &entries {
+                object.set_point(table, entry.address, entry.point)?;
             }
-            let parts: Vec<Part> = group.into_iter().map(|entry| entry.part.clone()).collect();
-            self.place_part(object, &parts, "heap_enter", u64::from(number))?;
-        }
-        let now_ns = now_ns();
-        for id in self.files.keys() {
-            self.placed_ns.entry(*id).or_insert(now_ns);
+            let parts: Vec<Part> = entries.into_iter().map(|entry| entry.part).collect();
+            self.place_part(object, &parts, "heap_enter", u64::from(table))?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::{cell::OnceCell, collections::HashMap, ops::Range};
 use gimli::UnwindSection as _;
 use object::{
     Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, elf,
-    read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _, Sym as _},
+    read::elf::{ElfFile64, ElfSymbol64, FileHeader as _, ProgramHeader as _, Sym as _},
 };
 
 /// Why bytes could not be read as an ELF file that probes can use.
@@ -241,6 +241,14 @@ impl<'data> Image<'data> {
             .get_or_init(|| slots(&self.elf))
             .get(&address)
             .copied()
+    }
+
+    /// Whether another file is to provide a function of this name.
+    pub fn imports(&self, name: &str) -> bool {
+        let imported = |symbol: &ElfSymbol64<'_, '_, Endianness>| {
+            symbol.is_undefined() && symbol.name() == Ok(name)
+        };
+        self.elf.dynamic_symbols().any(|symbol| imported(&symbol))
     }
 
     /// The function this file itself defines under a name.

@@ -69,7 +69,6 @@ impl Object {
             .override_global("PER_CPU_OFFSET", &per_cpu_offset, true)
             .override_global("CPUS", &cpus, true)
             .override_global("SLOT_MASK", &(options.slots - 1), true)
-            .override_global("STARTS_SEEN", &u8::from(cfg!(target_arch = "x86_64")), true)
             .override_global("TAKE_STACKS", &u8::from(options.stacks), true)
             .override_global("WAKEUP_BYTES", &u64::from(options.ring_bytes / 16), true)
             .override_global("AYA_LOG_LEVEL", &(options.log_level as u8), false)

@@ -1,6 +1,10 @@
 //! Which uprobes a set of allocators needs, before any is placed.
 
-use std::{collections::HashSet, fs::File, rc::Rc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    rc::Rc,
+};
 
 use memtrace_common::heap::{GROUP_SIZE, Point};
 
@@ -107,22 +111,21 @@ impl Batch {
         });
     }
 
-    /// The entries in as few groups as can be: within one, no two stand at the same place in a page.
-    pub fn entry_groups(&self) -> Vec<Vec<Entry>> {
-        let mut groups: Vec<(HashSet<u64>, Vec<Entry>)> = Vec::new();
+    /// The entries by table of points: within one, no two stand at the same place in a page. `tables` holds the
+    /// places that are taken, and is kept from batch to batch.
+    pub fn entry_groups(&self, tables: &mut Vec<HashSet<u64>>) -> BTreeMap<u32, Vec<Entry>> {
+        let mut groups: BTreeMap<u32, Vec<Entry>> = BTreeMap::new();
         for entry in &self.entries {
             let key = entry.address % u64::from(GROUP_SIZE);
-            let free = groups
-                .iter()
-                .position(|(keys, _)| !keys.contains(&key))
-                .unwrap_or_else(|| {
-                    groups.push((HashSet::new(), Vec::new()));
-                    groups.len() - 1
-                });
-            groups[free].0.insert(key);
-            groups[free].1.push(entry.clone());
+            let table = tables.iter().position(|taken| !taken.contains(&key));
+            let table = table.unwrap_or_else(|| {
+                tables.push(HashSet::new());
+                tables.len() - 1
+            });
+            tables[table].insert(key);
+            groups.entry(table as u32).or_default().push(entry.clone());
         }
-        groups.into_iter().map(|(_, entries)| entries).collect()
+        groups
     }
 }
 
@@ -169,16 +172,15 @@ mod tests {
     fn entries_at_one_place_in_a_page_are_in_two_groups() {
         let batch =
             batch(&[0x1010, 0x2010, 0x3020].map(|address| function(address, Exit::ReturnProbe)));
-        let groups = batch.entry_groups();
-        let addresses =
-            |group: &[Entry]| group.iter().map(|entry| entry.address).collect::<Vec<_>>();
-        assert_eq!(
-            groups
-                .iter()
-                .map(|group| addresses(group))
-                .collect::<Vec<_>>(),
-            [vec![0x1010, 0x3020], vec![0x2010]]
-        );
+        let mut tables = Vec::new();
+        let addresses = |groups: &BTreeMap<u32, Vec<Entry>>| {
+            let of = |group: &Vec<Entry>| group.iter().map(|entry| entry.address).collect();
+            groups.values().map(of).collect::<Vec<Vec<u64>>>()
+        };
+        let first = batch.entry_groups(&mut tables);
+        assert_eq!(addresses(&first), [vec![0x1010, 0x3020], vec![0x2010]]);
+        let again = batch.entry_groups(&mut tables);
+        assert_eq!(again.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]
@@ -188,7 +190,7 @@ mod tests {
             function(0x1050, Exit::None),
         ]);
         assert_eq!(batch.returns[0].offset, 0x1010);
-        let entries = &batch.entry_groups()[0];
+        let entries = &batch.entry_groups(&mut Vec::new())[&0];
         assert_eq!(
             (entries[0].part.offset, entries[0].point.pushed),
             (0x1010, 0)

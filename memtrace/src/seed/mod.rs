@@ -1,13 +1,16 @@
 //! What /proc says about a process, as events: where tracing begins with a process that runs, and where
 //! page faults alone cannot tell what is resident.
 
-use std::path::Path;
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime},
 };
-use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process};
 
 use crate::event::{Event, EventKind, Pid, SmapsRegion, Started};
 
@@ -16,6 +19,26 @@ pub fn now_ns() -> u64 {
     // CLOCK_MONOTONIC always exists: clock_gettime(2).
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or(TimeSpec::new(0, 0));
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// Whether pids are those of the initial namespace, as the kernel's programs have them.
+pub fn in_initial_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
+}
+
+/// The process that a thread belongs to; `None` when it is gone.
+pub fn process_of(tid: u32) -> Option<Pid> {
+    let status = Process::new(tid as i32).ok()?.status().ok()?;
+    Some(status.tgid as Pid)
+}
+
+/// Whether a process runs: it is there and more than a zombie.
+pub fn is_alive(pid: Pid) -> bool {
+    let stat = Process::new(pid as i32).and_then(|process| process.stat());
+    // Z and X: proc_pid_stat(5). A leader that ended before its threads is a zombie too, and its process runs.
+    stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X') || stat.num_threads > 1)
 }
 
 /// Threads of a process now; empty when it is gone.
@@ -77,12 +100,9 @@ pub fn smaps(pid: Pid) -> Vec<Event> {
     // Stamped before the read: what happens meanwhile is applied again, which changes little; stamped after,
     // a mapping made meanwhile would be forgotten.
     let time_ns = now_ns();
-    let Ok(maps) = Process::new(pid as i32).and_then(|process| process.smaps()) else {
+    let Some(maps) = maps(pid) else {
         return Vec::new();
     };
-    if maps.0.is_empty() {
-        return Vec::new();
-    }
     let at = |kind| Event {
         time_ns,
         pid,
@@ -98,6 +118,15 @@ pub fn smaps(pid: Pid) -> Vec<Event> {
         .chain(regions)
         .chain([at(EventKind::SmapsEnd)])
         .collect()
+}
+
+/// The mappings as any thread tells them: those of a leader that has ended are empty.
+fn maps(pid: Pid) -> Option<MemoryMaps> {
+    threads(pid).into_iter().find_map(|tid| {
+        let thread = PathBuf::from(format!("/proc/{pid}/task/{tid}"));
+        let maps = Process::new_with_root(thread).and_then(|thread| thread.smaps());
+        maps.ok().filter(|maps| !maps.0.is_empty())
+    })
 }
 
 fn region(map: &MemoryMap) -> SmapsRegion {

@@ -25,6 +25,7 @@ pub struct Stream {
     starts: FxHashMap<Pid, u64>,
     counted: [u64; Counter::ALL.len()],
     undecodable: u64,
+    unseen_ends: u64,
     batch: Vec<Event>,
     side: Vec<Event>,
 }
@@ -38,6 +39,7 @@ impl Stream {
             starts: FxHashMap::default(),
             counted: [0; Counter::ALL.len()],
             undecodable: 0,
+            unseen_ends: 0,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
         }
@@ -51,6 +53,22 @@ impl Stream {
     /// Adds an event that did not come through the ring buffer, to be delivered at its time.
     pub fn push(&mut self, event: Event) {
         self.order.push(event);
+    }
+
+    /// Adds the end of a process that was found gone without its end being told.
+    pub fn push_end(&mut self, pid: Pid, time_ns: u64) {
+        self.starts.remove(&pid);
+        let kind = EventKind::Exit {
+            code: None,
+            signal: None,
+        };
+        self.order.push(Event {
+            time_ns,
+            pid,
+            tid: 0,
+            kind,
+        });
+        self.unseen_ends += 1;
     }
 
     /// Takes up to one batch of records and delivers them in order. False when the ring buffer was empty.
@@ -112,6 +130,10 @@ impl Stream {
                 std::mem::take(&mut self.undecodable),
                 false,
             ));
+        }
+        if self.unseen_ends > 0 {
+            let count = std::mem::take(&mut self.unseen_ends);
+            deliver(counted("process_end_not_seen", count, true));
         }
         for (&pid, &start_ns) in &self.starts {
             if let Some(event) = totals::read(object, pid, start_ns, now_ns, false) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -76,6 +77,8 @@ impl HeapWatch {
         }
         match self.verdict(object, pid, time_ns, &path) {
             Ok(heap) => heap,
+            // A process that ended meanwhile took its root with it.
+            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 self.failures.push(error.to_string());
                 None

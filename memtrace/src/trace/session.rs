@@ -58,6 +58,12 @@ pub struct Session {
     logger: Option<Logger>,
     /// Processes that run, as of the event that is handled.
     traced: HashSet<Pid>,
+    /// Processes that were not there at the last tick, though their end was not told.
+    missed: HashSet<Pid>,
+    /// Processes within an execve: what they map is the new program's.
+    executing: HashSet<Pid>,
+    /// Processes that were told to have a new program, and not yet its totals.
+    executed: HashSet<Pid>,
     /// Those of them whose own events the kernel took away.
     unfollowed: HashSet<Pid>,
     cgroups: HashMap<Pid, Box<str>>,
@@ -70,6 +76,9 @@ impl Session {
     pub fn new(options: Options, recording: Option<Writer>) -> Result<Self, Error> {
         if !nix::unistd::geteuid().is_root() {
             return Err(Error::Privileges);
+        }
+        if !seed::in_initial_pid_namespace() {
+            return Err(Error::PidNamespace);
         }
         let tracefs = Rc::new(Tracefs::open()?);
         if let Err(error) = tracefs.purge() {
@@ -92,6 +101,9 @@ impl Session {
             object,
             logger,
             traced: HashSet::new(),
+            missed: HashSet::new(),
+            executing: HashSet::new(),
+            executed: HashSet::new(),
             unfollowed: HashSet::new(),
             cgroups: HashMap::new(),
             modules: Modules::default(),
@@ -104,6 +116,8 @@ impl Session {
 
     /// Traces a process that is held before its exec. `files` is what it will map.
     pub fn trace_held(&mut self, pid: Pid, files: &[PathBuf]) -> Result<(), Error> {
+        // The command was forked before: it keeps its own limit.
+        allow_descriptors();
         let start_ns = seed::now_ns();
         self.object.trace(pid, start_ns, self.options.follow)?;
         self.stream.begin(pid, start_ns);
@@ -116,11 +130,23 @@ impl Session {
 
     /// Traces a process that runs: its mappings and their residency come from /proc.
     pub fn trace_running(&mut self, pid: Pid) -> Result<(), Error> {
+        match seed::process_of(pid) {
+            None => return Err(Error::NoProcess { pid }),
+            Some(process) if process != pid => {
+                return Err(Error::Thread {
+                    tid: pid,
+                    pid: process,
+                });
+            }
+            Some(_) if self.traced.contains(&pid) => return Ok(()),
+            Some(_) => {}
+        }
+        let smaps = seed::smaps(pid);
+        if smaps.is_empty() {
+            return Err(Error::NoMemory { pid });
+        }
         let start_ns = seed::now_ns();
         let threads = seed::threads(pid);
-        if threads.is_empty() {
-            return Err(Error::NoProcess { pid });
-        }
         allow_descriptors();
         let many = threads.len() > MAX_FOLLOWED_THREADS;
         let follow = self.options.follow && !many;
@@ -237,7 +263,19 @@ impl Session {
     }
 
     /// Once a second: counts of what was lost, fault totals, and the recording out to the disk.
+    ///
+    /// A process whose end was not told (its record was lost, or it ended while it was attached to) is found out
+    /// here, the second time it is missed: its end may be in the buffer still.
     pub fn tick(&mut self) {
+        let gone: HashSet<Pid> = self
+            .stream
+            .running()
+            .filter(|&pid| !seed::is_alive(pid))
+            .collect();
+        for &pid in gone.intersection(&self.missed) {
+            self.stream.push_end(pid, seed::now_ns());
+        }
+        self.missed = gone;
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
@@ -351,6 +389,8 @@ impl Session {
                 if *unfollowed {
                     self.unfollowed.insert(pid);
                 }
+                self.executing.remove(&pid);
+                self.executed.insert(pid);
                 self.consume(event);
                 self.consume(self.unavailable(pid, time_ns));
                 self.look_at_program(pid, time_ns);
@@ -378,6 +418,17 @@ impl Session {
                     });
                 }
             }
+            EventKind::Memory(_) => {
+                // Told when an execve begins, and once more when the new program is in place.
+                if !self.executed.remove(&event.pid) {
+                    self.executing.insert(event.pid);
+                }
+                self.consume(event);
+            }
+            EventKind::Syscall(_) => {
+                self.executing.remove(&event.pid);
+                self.consume(event);
+            }
             EventKind::Cgroup { path } => {
                 self.cgroups.insert(event.pid, path.clone());
                 self.consume(event);
@@ -385,6 +436,8 @@ impl Session {
             EventKind::Exit { .. } => {
                 self.traced.remove(&event.pid);
                 self.unfollowed.remove(&event.pid);
+                self.executing.remove(&event.pid);
+                self.executed.remove(&event.pid);
                 self.cgroups.remove(&event.pid);
                 self.consume(event);
             }
@@ -414,7 +467,10 @@ impl Session {
         let heap = self
             .heap
             .mapped(&mut self.object, &self.traced, pid, time_ns, path);
-        if let Some(event) = heap {
+        // Before the exec is told the process may still live in its parent's memory (vfork).
+        if let Some(event) = heap
+            && !self.executing.contains(&pid)
+        {
             self.consume(event);
         }
     }
