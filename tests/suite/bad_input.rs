@@ -94,8 +94,14 @@ fn a_command_that_cannot_be_executed() {
 
 #[test]
 fn wrong_usage_of_any_subcommand_is_2() {
+    // Nothing at all is answered with the help.
+    let finished = run(&mut memtrace::<&str>(&[]));
+    finished.exited(2);
+    assert!(
+        finished.messages().contains("Usage:") && finished.stdout.is_empty(),
+        "{finished:?}"
+    );
     let wrong: &[&[&str]] = &[
-        &[],
         &["no-such-subcommand"],
         &["run"],
         &["run", "--no-such-option", "--", "true"],
@@ -108,11 +114,8 @@ fn wrong_usage_of_any_subcommand_is_2() {
     ];
     for arguments in wrong {
         let finished = run(&mut memtrace(arguments));
-        finished.exited(2);
-        assert!(
-            !finished.stderr.is_empty() && finished.stdout.is_empty(),
-            "{finished:?}"
-        );
+        finished.exited(2).one_line();
+        assert!(finished.stdout.is_empty(), "{finished:?}");
     }
 }
 

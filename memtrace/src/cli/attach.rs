@@ -65,7 +65,7 @@ impl TraceOptions {
 #[derive(Args)]
 pub struct Attach {
     /// A process; may be given several times.
-    #[arg(short, long = "pid", required = true, value_name = "PID")]
+    #[arg(short, long = "pid", required = true, value_parser = super::usage::pid, value_name = "PID")]
     pids: Vec<u32>,
     /// How long: 500ms, 30s, 5m. Without it, until Ctrl-C.
     #[arg(long, value_parser = units::parse_duration)]

@@ -8,6 +8,7 @@ mod output;
 mod report;
 mod run;
 mod signals;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,8 @@ mod status {
     pub const DONE: u8 = 0;
     /// memtrace failed.
     pub const FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
     /// A condition of `--fail-on` was exceeded.
     pub const EXCEEDED: u8 = 3;
     /// `run`: memtrace itself failed.
@@ -58,7 +61,10 @@ mod status {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let Arguments { verbose, command } = Arguments::parse();
+    let Arguments { verbose, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage::refuse(&error),
+    };
     log_to_stderr(verbose);
     let failed = if matches!(command, Command::Run(_)) {
         status::RUN_FAILED
@@ -75,10 +81,13 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            complain(&format!("{error:#}"));
-            ExitCode::from(failed)
-        }
+        Err(error) => match error.downcast_ref() {
+            Some(wrong) => usage::refuse(wrong),
+            None => {
+                complain(&format!("{error:#}"));
+                ExitCode::from(failed)
+            }
+        },
     }
 }
 

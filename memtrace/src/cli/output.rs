@@ -119,13 +119,9 @@ impl ReportOptions {
     }
 }
 
-/// A wrong argument, told as clap tells one.
+/// A wrong argument that clap could not know for one.
 fn usage(error: impl std::fmt::Display) -> anyhow::Error {
-    clap::Error::raw(
-        clap::error::ErrorKind::ValueValidation,
-        format!("{error}\n"),
-    )
-    .exit()
+    clap::Error::raw(clap::error::ErrorKind::ValueValidation, error).into()
 }
 
 fn suppressions(path: &Path) -> Result<Suppressions> {

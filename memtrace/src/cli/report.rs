@@ -24,7 +24,7 @@ pub struct Report {
     #[arg(long, value_name = "FILE", required = true)]
     from: PathBuf,
     /// Only these processes.
-    #[arg(short, long = "pid", value_name = "PID")]
+    #[arg(short, long = "pid", value_parser = super::usage::pid, value_name = "PID")]
     pids: Vec<u32>,
     #[command(flatten)]
     options: ReportOptions,
