@@ -205,6 +205,14 @@ fn mimalloc_preloaded() {
     assert_preloaded("libmimalloc.so.2", "libmimalloc2.0");
 }
 
+/// A malloc that hands on to the next one is no allocator: each call is one call, each free is a good one.
+#[test]
+fn a_preloaded_wrapper_is_seen_through() {
+    let wrapper = build("wrapper.c", "gcc", &["-shared", "-fPIC"], "gcc");
+    let preload = format!("LD_PRELOAD={}", wrapper.display());
+    assert_exact(&["env", &preload], &workload("counts.c"));
+}
+
 #[test]
 fn mimallocs_own_names() {
     assert_exact(&[], &prefixed("mi_", "-lmimalloc", "libmimalloc-dev"));

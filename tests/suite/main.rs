@@ -20,3 +20,4 @@ mod no_harm;
 mod processes;
 mod programs;
 mod recording;
+mod targets;
