@@ -70,10 +70,11 @@ impl AddressSpace {
         let mut room = (file_bytes / PAGE).saturating_sub(seen);
         for range in candidates {
             let more = HUGE_PAGES - self.pages.count_in(range.clone());
-            if more > room {
+            // The windows seen are an upper estimate, so the room is a lower one: the nearest count is meant.
+            if room < more / 2 {
                 break;
             }
-            room -= more;
+            room = room.saturating_sub(more);
             self.pages.insert_range(range);
         }
     }
