@@ -8,6 +8,7 @@ mod output;
 mod report;
 mod run;
 mod signals;
+mod target;
 
 use std::process::ExitCode;
 
@@ -76,10 +77,19 @@ pub fn main() -> ExitCode {
     match done {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
+            if let Some(usage) = error.downcast_ref::<clap::Error>() {
+                usage.exit();
+            }
             complain(&format!("{error:#}"));
             ExitCode::from(failed)
         }
     }
+}
+
+/// A wrong argument, told as clap tells one.
+fn usage(error: impl std::fmt::Display) -> anyhow::Error {
+    let kind = clap::error::ErrorKind::ValueValidation;
+    clap::Error::raw(kind, format!("{error}\n")).into()
 }
 
 /// One line for a person. A closed stderr is nobody to tell.

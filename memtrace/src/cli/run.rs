@@ -15,7 +15,7 @@ use nix::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    attach::TraceOptions,
+    attach::{Places, TraceOptions},
     complain,
     output::{Output, Place},
     signals::{Asked, Signals},
@@ -61,8 +61,12 @@ impl Run {
             Ok(path) => path,
             Err(error) => return Ok(refuse(&error)),
         };
-        let output = self.trace.report.clone().check(Place::Stderr)?;
-        let mut session = Session::new(self.trace.options(verbose), self.trace.recording()?)?;
+        let Places {
+            mut output,
+            writer,
+            recording,
+        } = self.trace.open(Place::Stderr)?;
+        let mut session = Session::new(self.trace.options(verbose), writer)?;
         let files = if self.trace.no_heap {
             Vec::new()
         } else {
@@ -85,8 +89,11 @@ impl Run {
                 Ok(pid) => pid,
                 Err(error) => return Ok(refuse(&error)),
             };
+            if let Some(recording) = recording {
+                recording.keep();
+            }
             let ended = follow(&mut session, pid, signals).await?;
-            report(session, &output, ended)
+            report(session, &mut output, ended)
         })
     }
 }
@@ -101,7 +108,7 @@ fn refuse(error: &LaunchError) -> u8 {
     }
 }
 
-fn report(session: Session, output: &Output, ended: Ended) -> Result<u8> {
+fn report(session: Session, output: &mut Output, ended: Ended) -> Result<u8> {
     let finished = session.finish();
     let gate = output.write(finished.model.document())?;
     if let Some(failure) = finished.recording_failure {
