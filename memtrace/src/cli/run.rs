@@ -70,7 +70,11 @@ impl Run {
         let files = if self.trace.no_heap {
             Vec::new()
         } else {
-            libraries::files(&path)
+            let mut files = libraries::files(&path);
+            if let Some(shell) = launch::shell(&path) {
+                files.extend(libraries::files(&shell));
+            }
+            files
         };
         let held = launch::hold(&path, &self.command)?;
         if let Err(error) = session.trace_held(held.pid, &files) {
