@@ -26,6 +26,9 @@ use crate::{
     units,
 };
 
+/// Processes whose heap was not seen that are told one by one.
+const UNSEEN_LISTED: usize = 5;
+
 /// Options of everything that ends in a report.
 #[derive(Args, Clone, Debug)]
 pub struct ReportOptions {
@@ -164,6 +167,20 @@ impl Output {
                 .context("cannot write the report"),
         };
         let verdict = gate::evaluate(&self.conditions, &document, self.baseline.as_ref());
+        for unseen in verdict.unseen.iter().take(UNSEEN_LISTED) {
+            complain(&format!("heap not measured: {unseen}"));
+        }
+        let more = verdict.unseen.len().saturating_sub(UNSEEN_LISTED);
+        if more > 0 {
+            let more = units::counted(more as u64, "further process", "further processes");
+            complain(&format!("heap not measured: {more}"));
+        }
+        if !self.conditions.is_empty() && document.coverage.lost > 0 {
+            let lost = units::counted(document.coverage.lost, "event", "events");
+            complain(&format!(
+                "{lost} lost: counts that rest on events are too low"
+            ));
+        }
         for failure in &verdict.failures {
             complain(&failure.to_string());
         }
