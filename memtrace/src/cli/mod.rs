@@ -80,10 +80,24 @@ pub fn main() -> ExitCode {
             if let Some(usage) = error.downcast_ref::<clap::Error>() {
                 usage.exit();
             }
-            complain(&format!("{error:#}"));
+            complain(&told(&error));
             ExitCode::from(failed)
         }
     }
+}
+
+/// The error and its causes in one line, without those that the line tells already.
+fn told(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
 
 /// A wrong argument, told as clap tells one.
@@ -116,4 +130,23 @@ fn log_to_stderr(verbose: u8) {
             writeln!(out, "memtrace: {}", record.args())
         })
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_told_twice() {
+        let source = std::io::Error::from_raw_os_error(24);
+        let error = crate::trace::launch::LaunchError::Spawn {
+            command: "it".into(),
+            source,
+        };
+        let error = anyhow::Error::new(error).context("no trace");
+        assert_eq!(
+            told(&error),
+            "no trace: cannot start it: Too many open files (os error 24)"
+        );
+    }
 }
