@@ -114,9 +114,15 @@ fn refuse(error: &LaunchError) -> u8 {
 
 fn report(session: Session, output: &mut Output, ended: Ended) -> Result<u8> {
     let finished = session.finish();
-    let gate = output.write(finished.model.document())?;
+    let ended_with = match ended {
+        Ended::Status(status) => format!("the command ended with status {status}"),
+        Ended::Left => "the command goes on".to_owned(),
+    };
+    let gate = output
+        .write(finished.model.document())
+        .with_context(|| ended_with.clone())?;
     if let Some(failure) = finished.recording_failure {
-        return Err(failure.into());
+        return Err(failure).context(ended_with);
     }
     Ok(match ended {
         _ if gate != status::DONE => gate,
