@@ -111,6 +111,9 @@ fn wrong_usage_of_any_subcommand_is_2() {
         &["attach", "-p", "word"],
         &["attach", "-p", "1", "--duration", "soon"],
         &["report", "no-such-kind", "--from", "x"],
+        &["diff", "one"],
+        &["explain", "--no-such-option"],
+        &["doctor", "no-such-argument"],
     ];
     for arguments in wrong {
         let finished = run(&mut memtrace(arguments));
@@ -348,4 +351,55 @@ fn a_process_that_ends_while_memtrace_attaches() {
             _ => assert!(!finished.exited(1).one_line().is_empty()),
         }
     }
+}
+
+#[test]
+fn a_failed_command_leaves_an_earlier_recording_alone() {
+    let scratch = Scratch::new();
+    let recording = scratch.write("recording", "an earlier one");
+    let file = text(&recording);
+    let failing: &[(&[&str], i32)] = &[
+        (&["run", "-o", file, "no-such-command-anywhere"], 127),
+        (&["run", "-o", file, "--report-file", file, "true"], 2),
+        (&["attach", "-o", file, "-p", "2147483647"], 1),
+        (&["report", "--from", file, "--report-file", file], 2),
+    ];
+    for (arguments, status) in failing {
+        run(&mut memtrace(arguments)).exited(*status);
+        let kept = std::fs::read_to_string(&recording).expect("the recording");
+        assert_eq!(kept, "an earlier one", "{arguments:?}");
+    }
+    run(&mut as_nobody(&scratch, &["run", "-o", file, "true"])).exited(125);
+    let kept = std::fs::read_to_string(&recording).expect("the recording");
+    assert_eq!(kept, "an earlier one");
+}
+
+#[test]
+fn an_empty_word_and_a_script_that_names_no_interpreter() {
+    run(&mut memtrace(&["run", ""])).exited(127).one_line();
+    let scratch = Scratch::new();
+    let script = scratch.copy(&scratch.write("text", "exit $1\n"), "script", 0o755);
+    run(&mut memtrace(&[
+        "run",
+        "--report-file",
+        "/dev/null",
+        text(&script),
+        "7",
+    ]))
+    .exited(7);
+}
+
+#[test]
+fn a_heap_that_was_not_measured_fails_its_condition() {
+    let finished = run(&mut memtrace(&[
+        "run",
+        "--no-heap",
+        "--report-file",
+        "/dev/null",
+        "--fail-on",
+        "leaked-bytes=1GiB",
+        "true",
+    ]));
+    finished.exited(3);
+    assert!(finished.messages().contains("not measured"), "{finished:?}");
 }

@@ -1,6 +1,9 @@
 //! `memtrace attach`: trace running processes for a while, then report.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -8,10 +11,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{
     complain, log_level,
-    output::{Place, ReportOptions},
+    output::{Output, Place, ReportOptions},
     run::{DRAIN, TICK},
     signals::Signals,
     status,
+    target::Target,
 };
 use crate::{
     probe::object::LoadOptions,
@@ -55,10 +59,39 @@ impl TraceOptions {
         }
     }
 
-    /// The recording, if one was asked for.
-    pub fn recording(&self) -> Result<Option<Writer>> {
-        Ok(self.output.as_deref().map(Writer::create).transpose()?)
+    /// Opens the files that the trace writes, and reads those that the options name.
+    pub fn open(&self, place: Place) -> Result<Places> {
+        let mut recording = self.output.as_deref().map(open_recording).transpose()?;
+        let used = recording.iter().filter_map(|target| target.used("-o"));
+        let output = self.report.clone().check(place, used.collect())?;
+        let mut writer = None;
+        if let Some(target) = &mut recording {
+            let file = target.file()?;
+            writer = Some(Writer::over(target.path(), file)?);
+        }
+        Ok(Places {
+            output,
+            writer,
+            recording,
+        })
     }
+}
+
+/// Where a trace goes to.
+pub struct Places {
+    /// The report.
+    pub output: Output,
+    /// The recording, for the session.
+    pub writer: Option<Writer>,
+    /// The recording's file; to be kept once the trace has begun.
+    pub recording: Option<Target>,
+}
+
+fn open_recording(path: &Path) -> Result<Target> {
+    Target::open(path).with_context(|| {
+        let path = path.display();
+        format!("cannot create the recording {path}; choose another place with -o")
+    })
 }
 
 /// Arguments of `attach`.
@@ -77,14 +110,21 @@ pub struct Attach {
 impl Attach {
     /// Traces until told to stop, until the time is over or until every process has ended.
     pub fn execute(self, verbose: u8) -> Result<u8> {
-        let output = self.trace.report.clone().check(Place::Stdout)?;
-        let mut session = Session::new(self.trace.options(verbose), self.trace.recording()?)?;
+        let Places {
+            mut output,
+            writer,
+            recording,
+        } = self.trace.open(Place::Stdout)?;
+        let mut session = Session::new(self.trace.options(verbose), writer)?;
         for &pid in &self.pids {
             session.trace_running(pid)?;
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        if let Some(recording) = recording {
+            recording.keep();
+        }
         runtime.block_on(follow(&mut session, self.duration))?;
         drop(runtime);
         let finished = session.finish();
@@ -120,7 +160,5 @@ async fn follow(session: &mut Session, duration: Option<Duration>) -> Result<u8>
             break;
         }
     }
-    // From here on a second Ctrl-C ends memtrace as it ends any program.
-    watch::restore_interrupt();
     Ok(status::DONE)
 }

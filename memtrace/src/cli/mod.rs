@@ -8,6 +8,7 @@ mod output;
 mod report;
 mod run;
 mod signals;
+mod target;
 mod usage;
 
 use std::process::ExitCode;
@@ -84,11 +85,31 @@ pub fn main() -> ExitCode {
         Err(error) => match error.downcast_ref() {
             Some(wrong) => usage::refuse(wrong),
             None => {
-                complain(&format!("{error:#}"));
+                complain(&told(&error));
                 ExitCode::from(failed)
             }
         },
     }
+}
+
+/// The error and its causes in one line, without those that the line tells already.
+fn told(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
+/// A wrong argument, told as clap tells one.
+fn usage(error: impl std::fmt::Display) -> anyhow::Error {
+    let kind = clap::error::ErrorKind::ValueValidation;
+    clap::Error::raw(kind, format!("{error}\n")).into()
 }
 
 /// One line for a person. A closed stderr is nobody to tell.
@@ -115,4 +136,23 @@ fn log_to_stderr(verbose: u8) {
             writeln!(out, "memtrace: {}", record.args())
         })
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_told_twice() {
+        let source = std::io::Error::from_raw_os_error(24);
+        let error = crate::trace::launch::LaunchError::Spawn {
+            command: "it".into(),
+            source,
+        };
+        let error = anyhow::Error::new(error).context("no trace");
+        assert_eq!(
+            told(&error),
+            "no trace: cannot start it: Too many open files (os error 24)"
+        );
+    }
 }

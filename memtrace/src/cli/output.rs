@@ -1,7 +1,7 @@
 //! From a document to what a person or a script reads: filters, gates, formats and places.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, BufWriter, IsTerminal as _, Write},
     path::{Path, PathBuf},
     time::Duration,
@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::{complain, status};
+use super::{
+    complain, status,
+    target::{self, Target, Used},
+    usage,
+};
 use crate::{
     export,
     report::{
@@ -21,6 +25,9 @@ use crate::{
     },
     units,
 };
+
+/// Processes whose heap was not seen that are told one by one.
+const UNSEEN_LISTED: usize = 5;
 
 /// Options of everything that ends in a report.
 #[derive(Args, Clone, Debug)]
@@ -80,11 +87,13 @@ pub struct Output {
     suppressions: Suppressions,
     conditions: Vec<Condition>,
     baseline: Option<Document>,
+    file: Option<Target>,
 }
 
 impl ReportOptions {
-    /// Reads the files that the options name and opens the file that the report goes to.
-    pub fn check(self, place: Place) -> Result<Output> {
+    /// Reads the files that the options name and opens the file that the report goes to, which is emptied
+    /// when the report is written. `used` are the other files of the command line: none is written over.
+    pub fn check(self, place: Place, mut used: Vec<Used>) -> Result<Output> {
         let suppressions = match &self.suppressions {
             Some(path) => suppressions(path)?,
             None => Suppressions::default(),
@@ -98,16 +107,28 @@ impl ReportOptions {
             suppressions,
             conditions,
             baseline: None,
+            file: None,
             options: self,
         };
+        let options = &output.options;
+        let read = [
+            ("--baseline", &options.baseline),
+            ("--suppressions", &options.suppressions),
+        ];
+        for (option, path) in read {
+            used.extend(path.as_deref().and_then(|path| Used::read(option, path)));
+        }
+        if let Some(path) = &options.report_file {
+            let file = Target::open(path)
+                .with_context(|| format!("cannot write the report to {}", path.display()))?;
+            used.extend(file.used("--report-file"));
+            output.file = Some(file);
+        }
+        target::distinct(&used).map_err(usage)?;
         if let Some(path) = output.options.baseline.clone() {
             let mut baseline = super::report::read(&path)?;
             output.filter(&mut baseline);
             output.baseline = Some(baseline);
-        }
-        if let Some(path) = &output.options.report_file {
-            File::create(path)
-                .with_context(|| format!("cannot write the report to {}", path.display()))?;
         }
         Ok(output)
     }
@@ -119,11 +140,6 @@ impl ReportOptions {
     }
 }
 
-/// A wrong argument that clap could not know for one.
-fn usage(error: impl std::fmt::Display) -> anyhow::Error {
-    clap::Error::raw(clap::error::ErrorKind::ValueValidation, error).into()
-}
-
 fn suppressions(path: &Path) -> Result<Suppressions> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -132,15 +148,17 @@ fn suppressions(path: &Path) -> Result<Suppressions> {
 
 impl Output {
     /// Writes the report. The result is the exit status that the conditions ask for, 0 without any.
-    pub fn write(&self, mut document: Document) -> Result<u8> {
+    pub fn write(&mut self, mut document: Document) -> Result<u8> {
         let removed = self.filter(&mut document);
-        let written = match &self.options.report_file {
-            Some(path) => {
+        let written = match self.file.take() {
+            Some(target) => {
                 let style = Style {
                     removed,
                     ..Style::default()
                 };
-                File::create(path)
+                let path = target.path().to_owned();
+                target
+                    .empty()
                     .and_then(|file| self.render(&document, &style, BufWriter::new(file)))
                     .with_context(|| format!("cannot write the report to {}", path.display()))
             }
@@ -149,6 +167,20 @@ impl Output {
                 .context("cannot write the report"),
         };
         let verdict = gate::evaluate(&self.conditions, &document, self.baseline.as_ref());
+        for unseen in verdict.unseen.iter().take(UNSEEN_LISTED) {
+            complain(&format!("heap not measured: {unseen}"));
+        }
+        let more = verdict.unseen.len().saturating_sub(UNSEEN_LISTED);
+        if more > 0 {
+            let more = units::counted(more as u64, "further process", "further processes");
+            complain(&format!("heap not measured: {more}"));
+        }
+        if !self.conditions.is_empty() && document.coverage.lost > 0 {
+            let lost = units::counted(document.coverage.lost, "event", "events");
+            complain(&format!(
+                "{lost} lost: counts that rest on events are too low"
+            ));
+        }
         for failure in &verdict.failures {
             complain(&failure.to_string());
         }

@@ -6,7 +6,10 @@ use anyhow::Result;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::{Place, ReportOptions};
+use super::{
+    output::{Place, ReportOptions},
+    target::Used,
+};
 use crate::{
     event::{Event, EventKind},
     model::{Limits, Model},
@@ -33,7 +36,9 @@ pub struct Report {
 impl Report {
     /// Replays the recording and reports.
     pub fn execute(self) -> Result<u8> {
-        let output = self.options.with_kind(self.kind).check(Place::Stdout)?;
+        let from = Used::read("--from", &self.from).into_iter().collect();
+        let options = self.options.with_kind(self.kind);
+        let mut output = options.check(Place::Stdout, from)?;
         let mut document = read(&self.from)?;
         if !self.pids.is_empty() {
             document

@@ -15,7 +15,7 @@ use nix::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    attach::TraceOptions,
+    attach::{Places, TraceOptions},
     complain,
     output::{Output, Place},
     signals::{Asked, Signals},
@@ -61,12 +61,20 @@ impl Run {
             Ok(path) => path,
             Err(error) => return Ok(refuse(&error)),
         };
-        let output = self.trace.report.clone().check(Place::Stderr)?;
-        let mut session = Session::new(self.trace.options(verbose), self.trace.recording()?)?;
+        let Places {
+            mut output,
+            writer,
+            recording,
+        } = self.trace.open(Place::Stderr)?;
+        let mut session = Session::new(self.trace.options(verbose), writer)?;
         let files = if self.trace.no_heap {
             Vec::new()
         } else {
-            libraries::files(&path)
+            let mut files = libraries::files(&path);
+            if let Some(shell) = launch::shell(&path) {
+                files.extend(libraries::files(&shell));
+            }
+            files
         };
         let held = launch::hold(&path, &self.command)?;
         if let Err(error) = session.trace_held(held.pid, &files) {
@@ -85,8 +93,11 @@ impl Run {
                 Ok(pid) => pid,
                 Err(error) => return Ok(refuse(&error)),
             };
+            if let Some(recording) = recording {
+                recording.keep();
+            }
             let ended = follow(&mut session, pid, signals).await?;
-            report(session, &output, ended)
+            report(session, &mut output, ended)
         })
     }
 }
@@ -101,11 +112,17 @@ fn refuse(error: &LaunchError) -> u8 {
     }
 }
 
-fn report(session: Session, output: &Output, ended: Ended) -> Result<u8> {
+fn report(session: Session, output: &mut Output, ended: Ended) -> Result<u8> {
     let finished = session.finish();
-    let gate = output.write(finished.model.document())?;
+    let ended_with = match ended {
+        Ended::Status(status) => format!("the command ended with status {status}"),
+        Ended::Left => "the command goes on".to_owned(),
+    };
+    let gate = output
+        .write(finished.model.document())
+        .with_context(|| ended_with.clone())?;
     if let Some(failure) = finished.recording_failure {
-        return Err(failure.into());
+        return Err(failure).context(ended_with);
     }
     Ok(match ended {
         _ if gate != status::DONE => gate,

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use tokio::signal::unix::{self, SignalKind};
+
+use crate::trace::watch;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,29 +16,64 @@ pub enum Asked {
     End(i32),
 }
 
-/// The signals that end a trace.
+/// The signals that end a trace. One that was ignored when memtrace started stays ignored, as SIGHUP under
+/// nohup and SIGINT in a script's background.
 pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
+    interrupt: Option<unix::Signal>,
+    terminate: Option<unix::Signal>,
+    hangup: Option<unix::Signal>,
 }
 
 impl Signals {
-    /// Takes the signals over from their default actions, for the rest of the process's life.
+    /// Takes the signals over from their default actions.
     pub fn new() -> io::Result<Self> {
+        let take = |number: i32| {
+            if watch::ignored(number)? {
+                return Ok::<_, io::Error>(None);
+            }
+            unix::signal(SignalKind::from_raw(number)).map(Some)
+        };
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            interrupt: take(libc::SIGINT)?,
+            terminate: take(libc::SIGTERM)?,
+            hangup: take(libc::SIGHUP)?,
         })
     }
 
     /// Waits for the next one.
     pub async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.interrupt.recv() => Asked::Interrupt,
-            _ = self.terminate.recv() => Asked::End(libc::SIGTERM),
-            _ = self.hangup.recv() => Asked::End(libc::SIGHUP),
+            () = received(&mut self.interrupt) => Asked::Interrupt,
+            () = received(&mut self.terminate) => Asked::End(libc::SIGTERM),
+            () = received(&mut self.hangup) => Asked::End(libc::SIGHUP),
+        }
+    }
+}
+
+async fn received(signal: &mut Option<unix::Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The trace is over: from here on each of the signals ends memtrace as it ends any program.
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for (taken, number) in [
+            (&self.interrupt, Signal::SIGINT),
+            (&self.terminate, Signal::SIGTERM),
+            (&self.hangup, Signal::SIGHUP),
+        ] {
+            if taken.is_none() {
+                continue;
+            }
+            // SAFETY: restores a default action; no handler of ours is run any more.
+            if let Err(error) = unsafe { signal(number, SigHandler::SigDfl) } {
+                log::debug!("{number} keeps its handler: {error}");
+            }
         }
     }
 }

@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::document::{Document, Heap, Process};
+use memtrace_common::counter::Counter;
+
+use super::document::{Coverage, Document, Heap, Process};
 use super::stack::SiteKey;
 use super::suppress::Amount;
 use super::text::clean;
@@ -215,8 +217,8 @@ impl fmt::Display for Failure {
 pub struct Verdict {
     /// Conditions that do not hold, in the order typed. Not empty: exit status 3.
     pub failures: Vec<Failure>,
-    /// Processes that heap conditions could not look into, with the reason. They fail nothing by
-    /// themselves: a stripped helper would make every pipeline red.
+    /// Processes that heap conditions could not look into, with the reason. A small one fails nothing by
+    /// itself: a stripped helper would make every pipeline red. The first process and the largest do.
     pub unseen: Vec<String>,
 }
 
@@ -231,10 +233,6 @@ pub fn evaluate(
         || all_leaks(document),
         |baseline| beyond(document, baseline),
     );
-    let heap_seen = document
-        .processes
-        .iter()
-        .any(|process| process.heap.is_some());
     if conditions
         .iter()
         .any(|condition| condition.measure.needs_heap())
@@ -246,12 +244,11 @@ pub fn evaluate(
         verdict.unseen = unseen.map(unseen_heap).collect();
     }
     for &condition in conditions {
-        if condition.measure.needs_heap() && !heap_seen {
-            let first = verdict.unseen.first().cloned();
-            let reason = first.unwrap_or_else(|| "no process was traced".to_owned());
-            verdict
-                .failures
-                .push(Failure::NotMeasured { condition, reason });
+        if condition.measure.needs_heap()
+            && let Some(reason) = unmeasured(document)
+        {
+            let failure = Failure::NotMeasured { condition, reason };
+            verdict.failures.push(failure);
             continue;
         }
         let found = figure(condition.measure, document, leaked);
@@ -269,6 +266,45 @@ pub fn evaluate(
         }
     }
     verdict
+}
+
+/// Why figures of the heap do not stand for the program under test, where they do not.
+fn unmeasured(document: &Document) -> Option<String> {
+    let Some(first) = document.processes.first() else {
+        return Some("no process was traced".to_owned());
+    };
+    let processes = || document.processes.iter();
+    let peak = processes().max_by_key(|process| process.address_space.peak_committed_bytes);
+    let private = processes().max_by_key(|process| private_bytes(process));
+    let subjects = [Some(first), peak, private];
+    let blind = subjects
+        .into_iter()
+        .flatten()
+        .find(|process| process.heap.is_none());
+    if let Some(process) = blind {
+        return Some(unseen_heap(process));
+    }
+    let lost = lost_of_heap(&document.coverage);
+    (lost > 0).then(|| format!("{} lost", units::counted(lost, "event", "events")))
+}
+
+/// Committed at the end where allocators put blocks.
+fn private_bytes(process: &Process) -> u64 {
+    let kinds = &process.address_space.by_kind;
+    ["heap", "anonymous"]
+        .into_iter()
+        .filter_map(|kind| kinds.get(kind))
+        .fold(0, |sum, kind| sum.saturating_add(kind.committed_bytes))
+}
+
+/// Lost events but for those that say nothing of the heap.
+fn lost_of_heap(coverage: &Coverage) -> u64 {
+    let elsewhere = [Counter::LostFault, Counter::HistogramMissing];
+    let elsewhere = elsewhere
+        .iter()
+        .filter_map(|counter| coverage.lost_by_reason.get(counter.name()))
+        .fold(0u64, |sum, count| sum.saturating_add(*count));
+    coverage.lost.saturating_sub(elsewhere)
 }
 
 fn unseen_heap(process: &Process) -> String {
@@ -478,9 +514,32 @@ mod tests {
             failures("leaked-bytes=0", &fixture::empty(), None),
             ["leaked-bytes: not measured: no process was traced"]
         );
-        document.processes.push(fixture::process());
+        document.processes.insert(0, fixture::process());
+        let largest = &mut document.processes[1].address_space;
+        largest.peak_committed_bytes += 1;
+        assert_eq!(
+            failures("leaked-bytes=1G", &document, None),
+            ["leaked-bytes: not measured: leaky (pid 123): stripped"]
+        );
+        let small = &mut document.processes[1].address_space;
+        small.peak_committed_bytes = 4096;
+        small.by_kind.clear();
         let verdict = evaluate(&parse("leaked-bytes=1G").unwrap(), &document, None);
         assert_eq!(verdict.failures, []);
         assert_eq!(verdict.unseen, ["leaky (pid 123): stripped"]);
+    }
+
+    #[test]
+    fn a_heap_with_events_lost_does_not_pass() {
+        let mut document = fixture::leaky();
+        let coverage = &mut document.coverage;
+        coverage.lost = 3;
+        coverage.lost_by_reason.insert("ring_full_fault".into(), 3);
+        assert_eq!(failures("leaked-bytes=1G", &document, None), [""; 0]);
+        document.coverage.lost = 5;
+        assert_eq!(
+            failures("leaked-bytes=1G", &document, None),
+            ["leaked-bytes: not measured: 2 events lost"]
+        );
     }
 }

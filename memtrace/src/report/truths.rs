@@ -16,7 +16,7 @@ const PROBES_LISTED: usize = 8;
 /// One short line where all is well, and a line for each thing that is not.
 pub(super) fn render(document: &Document, style: &Style, out: &mut dyn Write) -> io::Result<()> {
     let coverage = &document.coverage;
-    loss(coverage, style, out)?;
+    loss(document, style, out)?;
     if coverage.truncated {
         let line = "The recording was cut off: everything is as of its last readable moment.";
         writeln!(out, "{}", style.paint(Tint::Bad, line))?;
@@ -53,7 +53,30 @@ pub(super) fn render(document: &Document, style: &Style, out: &mut dyn Write) ->
     committed_source(document, out)
 }
 
-fn loss(coverage: &Coverage, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+/// Processes whose heap was not measured or only in part, and the first reason.
+fn unseen_heaps(document: &Document) -> Option<String> {
+    let processes = || document.processes.iter();
+    let unseen = processes().filter(|one| one.heap.is_none()).count() as u64;
+    let partial = processes().filter(|one| one.heap.is_some() && one.heap_reason.is_some());
+    let partial = partial.count() as u64;
+    let counted = |count| units::counted(count, "process", "processes");
+    let what = match (unseen, partial) {
+        (0, 0) => return None,
+        (_, 0) => format!("heap of {} not measured", counted(unseen)),
+        (0, _) => format!("heap of {} measured in part", counted(partial)),
+        (_, _) => format!(
+            "heap of {} not measured, of {partial} in part",
+            counted(unseen)
+        ),
+    };
+    let mut reasons = processes().filter_map(|one| one.heap_reason.as_deref());
+    let reason = reasons.next().unwrap_or("reason unknown");
+    Some(format!("{what}: {}", clean(reason)))
+}
+
+fn loss(document: &Document, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    let coverage = &document.coverage;
+    let unseen = unseen_heaps(document);
     let events = units::counted(coverage.events, "event", "events");
     if coverage.lost == 0 {
         let whole = !coverage.truncated && coverage.undecodable == 0;
@@ -63,7 +86,10 @@ fn loss(coverage: &Coverage, style: &Style, out: &mut dyn Write) -> io::Result<(
             .filter(|probe| probe.attached)
             .count() as u64;
         let probes = units::counted(attached, "probe", "probes");
-        let line = format!("Nothing was lost: {events}, {probes} attached.");
+        let line = match unseen {
+            None => format!("Nothing was lost: {events}, {probes} attached."),
+            Some(unseen) => format!("{events}, {probes} attached; {unseen}."),
+        };
         writeln!(
             out,
             "{}",
@@ -74,6 +100,9 @@ fn loss(coverage: &Coverage, style: &Style, out: &mut dyn Write) -> io::Result<(
         let line =
             format!("LOST {lost} besides {events} seen: counts that rest on events are too low.");
         writeln!(out, "{}", style.paint(Tint::Bad, &line))?;
+        if let Some(unseen) = unseen {
+            writeln!(out, "Besides: {unseen}.")?;
+        }
     }
     let mut table = Table::new(&[Column::Right(""), Column::Left(""), Column::Left("")]);
     for (reason, count) in coverage
@@ -196,6 +225,20 @@ mod tests {
                 "Committed bytes come from kernel counters.\n"
             )
         );
+    }
+
+    #[test]
+    fn a_heap_that_was_not_seen_is_named() {
+        let mut document = fixture::leaky();
+        document.processes[0].heap_reason = Some("attached late".into());
+        assert!(text(&document).starts_with(
+            "3,198,000 events, 2 probes attached; heap of 1 process measured in part: attached late.\n"
+        ));
+        document.processes[0].heap = None;
+        document.processes.push(fixture::process());
+        assert!(text(&document).starts_with(
+            "3,198,000 events, 2 probes attached; heap of 1 process not measured: attached late.\n"
+        ));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Starts a command held before its exec, so that tracing is in place at its first instruction.
 
 use std::{
-    ffi::{CString, OsStr, OsString},
+    ffi::{CStr, CString, OsStr, OsString},
     fs::File,
     io::{self, Read as _, Write as _},
     os::{
@@ -9,6 +9,7 @@ use std::{
         unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use nix::{
@@ -16,6 +17,8 @@ use nix::{
     fcntl::OFlag,
     unistd::{AccessFlags, ForkResult, Pid, access, fork, pipe2},
 };
+
+use super::watch;
 
 /// Why a command could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,23 @@ pub enum LaunchError {
     },
 }
 
+/// Runs scripts that do not say what runs them.
+const SHELL: &CStr = c"/bin/sh";
+
+/// Whether SIGPIPE was ignored when memtrace started. The Rust runtime ignores it before main.
+static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+
+// SAFETY: the C library calls what is in this section once, before main and with one thread; it calls
+// sigaction(2) and nothing that needs the Rust runtime.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = note_pipe;
+
+extern "C" fn note_pipe() {
+    let ignored = watch::ignored(libc::SIGPIPE).unwrap_or(false);
+    PIPE_IGNORED.store(ignored, Ordering::Relaxed);
+}
+
 /// A command that waits before its exec.
 pub struct Held {
     /// Its process.
@@ -56,6 +76,10 @@ pub struct Held {
 /// The file that a command names: itself where it has a slash, else the first executable one in PATH.
 pub fn resolve(command: &OsStr) -> Result<PathBuf, LaunchError> {
     let name = || command.to_string_lossy().into_owned();
+    if command.is_empty() {
+        let command = "''".to_owned();
+        return Err(LaunchError::NotFound { command });
+    }
     if command.as_bytes().contains(&b'/') {
         return executable(Path::new(command))
             .map(|()| command.into())
@@ -84,6 +108,16 @@ pub fn resolve(command: &OsStr) -> Result<PathBuf, LaunchError> {
         },
         None => LaunchError::NotFound { command: name() },
     })
+}
+
+/// What runs a file that the kernel does not know how to run, if it looks like a script.
+pub fn shell(path: &Path) -> Option<PathBuf> {
+    let mut start = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(512).read_to_end(&mut start).ok()?;
+    let line = start.split(|&byte| byte == b'\n').next()?;
+    let binary = line.starts_with(b"\x7fELF") || line.starts_with(b"#!") || line.contains(&0);
+    (!binary).then(|| PathBuf::from(OsStr::from_bytes(SHELL.to_bytes())))
 }
 
 fn executable(path: &Path) -> Result<(), Errno> {
@@ -118,6 +152,12 @@ pub fn hold(path: &Path, command: &[OsString]) -> Result<Held, LaunchError> {
     let (failure, failure_write) = pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
     let argv = pointers(&arguments);
     let envp = pointers(&environment);
+    // What execvp(3) makes of it: sh, the file, the arguments.
+    let mut script = Vec::new();
+    if shell(path).is_some() {
+        script.extend([SHELL.as_ptr(), program.as_ptr()]);
+        script.extend_from_slice(argv.get(1..).unwrap_or_default());
+    }
     // SAFETY: one thread; the child calls nothing but async-signal-safe functions and takes no lock.
     match unsafe { fork() }.map_err(|error| failed(error.into()))? {
         ForkResult::Parent { child } => Ok(Held {
@@ -128,7 +168,7 @@ pub fn hold(path: &Path, command: &[OsString]) -> Result<Held, LaunchError> {
         }),
         ForkResult::Child => {
             drop(go);
-            execute(&go_read, &failure_write, &program, &argv, &envp)
+            execute(&go_read, &failure_write, &program, &argv, &envp, &script)
         }
     }
 }
@@ -158,6 +198,7 @@ fn execute(
     program: &CString,
     argv: &[*const libc::c_char],
     envp: &[*const libc::c_char],
+    script: &[*const libc::c_char],
 ) -> ! {
     // SAFETY: system calls only; the vectors end with null and outlive the calls.
     unsafe {
@@ -170,10 +211,15 @@ fn execute(
                 _ => libc::_exit(0),
             }
         }
-        // The Rust runtime ignores SIGPIPE; a command starts with the default.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        if !PIPE_IGNORED.load(Ordering::Relaxed) {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
         libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
-        let error = *libc::__errno_location();
+        let mut error = *libc::__errno_location();
+        if error == libc::ENOEXEC && !script.is_empty() {
+            libc::execve(SHELL.as_ptr(), script.as_ptr(), envp.as_ptr());
+            error = *libc::__errno_location();
+        }
         libc::write(
             failure.as_raw_fd(),
             (&raw const error).cast(),
@@ -213,5 +259,32 @@ impl Held {
 fn reap(pid: u32) {
     if let Err(error) = nix::sys::wait::waitpid(Pid::from_raw(pid as i32), None) {
         log::debug!("wait for pid {pid}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_word_names_no_command() {
+        let error = resolve(OsStr::new("")).unwrap_err();
+        assert_eq!(error.to_string(), "'': command not found");
+    }
+
+    #[test]
+    fn only_text_without_an_interpreter_is_run_by_the_shell() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        for (text, by_shell) in [
+            (&b"exit 7\n"[..], true),
+            (b"", true),
+            (b"#!/bin/false\n", false),
+            (b"\x7fELF and so on", false),
+            (b"\x00\x01\x02", false),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(shell(&path).is_some(), by_shell, "{text:?}");
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd},
 };
 
-use nix::sys::signal::{SigHandler, Signal, signal};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::Session;
@@ -28,11 +27,15 @@ pub fn exit(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
     readable(descriptor)
 }
 
-/// Gives Ctrl-C its usual meaning back: from here on it ends memtrace at once.
-pub fn restore_interrupt() {
-    // SAFETY: restores a default action; no handler of ours is run any more.
-    if let Err(error) = unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) } {
-        log::debug!("SIGINT keeps its handler: {error}");
+/// Whether the signal is ignored now.
+pub fn ignored(signal: i32) -> io::Result<bool> {
+    // SAFETY: sigaction is plain data; without a new action the call only fills the old one in.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(signal, std::ptr::null(), &raw mut action) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(action.sa_sigaction == libc::SIG_IGN)
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Writer {
     /// Bytes written, all of them whole messages.
     written: u64,
     failed: bool,
+    /// The file still has what was in it before; the first write empties it.
+    stale: bool,
     rows: Rows,
     encoder: Encoder,
 }
@@ -91,6 +93,17 @@ impl Writer {
             path: path.clone(),
             cause,
         })?;
+        Self::start(path, file, false)
+    }
+
+    /// Records to a file that is open for writing. A regular one is left as it is until the first batch
+    /// is written, so that a trace that never starts takes no earlier recording with it.
+    pub fn over(path: impl AsRef<Path>, file: File) -> Result<Self, WriteError> {
+        let stale = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        Self::start(path.as_ref().to_owned(), file, stale)
+    }
+
+    fn start(path: PathBuf, file: File, stale: bool) -> Result<Self, WriteError> {
         let schema = Arc::new(schema::schema());
         let mut encoder = Encoder::new().map_err(|error| WriteError::Encode {
             path: path.clone(),
@@ -102,10 +115,13 @@ impl Writer {
             file,
             written: 0,
             failed: false,
+            stale,
             rows: Rows::new(schema),
             encoder,
         };
-        writer.write_out()?;
+        if !stale {
+            writer.write_out()?;
+        }
         Ok(writer)
     }
 
@@ -174,7 +190,14 @@ impl Writer {
     }
 
     fn write_out(&mut self) -> Result<(), WriteError> {
-        if let Err(cause) = self.file.write_all(&self.encoder.out) {
+        let emptied = if self.stale {
+            self.stale = false;
+            self.file.set_len(0)
+        } else {
+            Ok(())
+        };
+        let written = emptied.and_then(|()| self.file.write_all(&self.encoder.out));
+        if let Err(cause) = written {
             self.failed = true;
             // Half a message is of no use to anybody; where it cannot be taken back, readers stop before it.
             let _ = self.file.set_len(self.written);
