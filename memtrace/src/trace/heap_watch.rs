@@ -1,8 +1,7 @@
 //! Tells, as processes map files, whether their heap is seen; and probes allocators that come unforeseen.
 
 use std::{
-    collections::HashSet,
-    io,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +10,7 @@ use crate::{
     probe::{
         Error,
         heap::{FileId, HeapProbes, Verdict},
+        image::Image,
         object::Object,
         points::Status,
     },
@@ -20,6 +20,7 @@ use crate::{
 /// What [`HeapProbes`] says of a mapping, as an event for the process.
 pub struct HeapWatch {
     probes: Option<HeapProbes>,
+    build_ids: HashMap<FileId, Vec<u8>>,
     /// Failures to place probes, for the person who waits.
     pub failures: Vec<String>,
 }
@@ -29,6 +30,7 @@ impl HeapWatch {
     pub fn new(probes: Option<HeapProbes>) -> Self {
         Self {
             probes,
+            build_ids: HashMap::new(),
             failures: Vec::new(),
         }
     }
@@ -62,28 +64,63 @@ impl HeapWatch {
         &mut self,
         object: &mut Object,
         traced: &HashSet<Pid>,
-        pid: Pid,
-        time_ns: u64,
-        path: &str,
+        mapping: &Mapped<'_>,
     ) -> Option<Event> {
-        let probes = self.probes.as_mut()?;
-        if !path.starts_with('/') {
+        self.probes.as_ref()?;
+        if !mapping.path.starts_with('/') {
             return None;
         }
-        let path = locate(pid, path)?;
-        if FileId::of(&path).is_ok_and(|id| probes.placed_ns(id).is_none()) {
+        match self.look(object, traced, mapping, &inside(mapping.pid, mapping.path)) {
+            Ok(event) => return event,
+            // A process that ended meanwhile took its root with it: what it mapped is looked for in ours.
+            Err(Error::File { .. }) if !is_there(mapping.pid) => {}
+            Err(error) => {
+                self.failures.push(error.to_string());
+                return None;
+            }
+        }
+        let path = Path::new(mapping.path);
+        if !self.is_same_build(path, mapping.build_id) {
+            return None;
+        }
+        self.look(object, traced, mapping, path)
+            .unwrap_or_else(|error| {
+                log::debug!("{error}");
+                None
+            })
+    }
+
+    fn look(
+        &mut self,
+        object: &mut Object,
+        traced: &HashSet<Pid>,
+        mapping: &Mapped<'_>,
+        path: &Path,
+    ) -> Result<Option<Event>, Error> {
+        let id = FileId::of(path).map_err(|source| Error::File {
+            path: path.to_owned(),
+            source,
+        })?;
+        if let Some(probes) = &mut self.probes
+            && probes.placed_ns(id).is_none()
+        {
             // Whatever runs may map it too: what was inherited until now does not cover it.
             probes.set_running(traced.iter().copied());
         }
-        match self.verdict(object, pid, time_ns, &path) {
-            Ok(heap) => heap,
-            // A process that ended meanwhile took its root with it.
-            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                self.failures.push(error.to_string());
-                None
-            }
-        }
+        self.verdict(object, mapping.pid, mapping.time_ns, path)
+    }
+
+    /// Whether the file of that name here is the one that was mapped, as far as build IDs tell.
+    fn is_same_build(&mut self, path: &Path, build_id: &[u8]) -> bool {
+        let Ok(id) = FileId::of(path) else {
+            return false;
+        };
+        let ours = self.build_ids.entry(id).or_insert_with(|| {
+            let data = std::fs::read(path).unwrap_or_default();
+            let image = Image::parse(&data).ok();
+            image.and_then(|image| image.build_id()).unwrap_or_default()
+        });
+        build_id.is_empty() || ours == build_id
     }
 
     /// A file that a running process has mapped since before tracing began.
@@ -93,16 +130,15 @@ impl HeapWatch {
         pid: Pid,
         path: &str,
     ) -> Result<Option<Event>, Error> {
-        match locate(pid, path) {
-            Some(path) => {
-                let mapped = self.verdict(object, pid, u64::MAX, &path)?;
-                Ok(mapped.map(|event| Event {
-                    time_ns: now_ns(),
-                    ..event
-                }))
-            }
-            None => Ok(None),
+        let path = inside(pid, path);
+        if !path.exists() {
+            return Ok(None);
         }
+        let mapped = self.verdict(object, pid, u64::MAX, &path)?;
+        Ok(mapped.map(|event| Event {
+            time_ns: now_ns(),
+            ..event
+        }))
     }
 
     fn verdict(
@@ -148,13 +184,25 @@ impl HeapWatch {
     }
 }
 
-/// A path as the process sees it, where this process can open it: in the process's own root while it lives,
-/// else, in ours.
-pub fn locate(pid: Pid, path: &str) -> Option<PathBuf> {
-    let inside = PathBuf::from(format!("/proc/{pid}/root{path}"));
-    if inside.exists() {
-        return Some(inside);
-    }
-    let outside = Path::new(path);
-    outside.exists().then(|| outside.to_owned())
+/// A file that a process mapped to execute.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapped<'a> {
+    /// The process.
+    pub pid: Pid,
+    /// When.
+    pub time_ns: u64,
+    /// The file as the process sees it.
+    pub path: &'a str,
+    /// Its GNU build ID, empty where it is not known.
+    pub build_id: &'a [u8],
+}
+
+/// A path as the process sees it, in its own root.
+fn inside(pid: Pid, path: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/root{path}"))
+}
+
+/// Whether the process still has a root to look into.
+fn is_there(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{pid}/root/")).exists()
 }

@@ -9,7 +9,10 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{heap_watch::HeapWatch, modules::Modules};
+use super::{
+    heap_watch::{HeapWatch, Mapped},
+    modules::Modules,
+};
 use crate::{
     event::{Event, EventKind, Machine, Pid},
     model::{Limits, Model},
@@ -23,7 +26,7 @@ use crate::{
         tracefs::Tracefs,
     },
     seed,
-    stack::symbolize::{Blaze, Frame, Process, Symbolizer as _},
+    stack::symbolize::{Blaze, Frame, Mapping, Process, Symbolizer as _},
     store::recording::{WriteError, Writer},
     stream::Stream,
 };
@@ -396,9 +399,15 @@ impl Session {
                 self.look_at_program(pid, time_ns);
             }
             EventKind::FileMapped(map) if map.protection & libc::PROT_EXEC as u32 != 0 => {
-                let (pid, time_ns, path) = (event.pid, event.time_ns, map.path.clone());
+                let (pid, time_ns) = (event.pid, event.time_ns);
+                let (path, build_id) = (map.path.clone(), map.build_id.clone());
                 self.consume(event);
-                self.look_at(pid, time_ns, &path);
+                self.look_at(&Mapped {
+                    pid,
+                    time_ns,
+                    path: &path,
+                    build_id: &build_id,
+                });
             }
             EventKind::Fork { child, .. } => {
                 let cgroup = self.cgroups.get(&event.pid).cloned();
@@ -448,28 +457,26 @@ impl Session {
     /// The kernel maps a program before it tells that the exec succeeded: an allocator linked into it is known
     /// by then.
     fn look_at_program(&mut self, pid: Pid, time_ns: u64) {
-        let paths: Vec<_> = self
-            .modules
-            .of(pid)
-            .iter()
-            .map(|one| one.path.clone())
-            .collect();
-        for path in paths {
-            self.look_at(pid, time_ns, &path);
+        let mappings = self.modules.of(pid).to_vec();
+        for Mapping { path, build_id, .. } in &mappings {
+            self.look_at(&Mapped {
+                pid,
+                time_ns,
+                path,
+                build_id,
+            });
         }
     }
 
     /// A process mapped a file to execute: its allocator is probed, and its heap seen from now on.
-    fn look_at(&mut self, pid: Pid, time_ns: u64, path: &str) {
-        if self.unfollowed.contains(&pid) {
+    fn look_at(&mut self, mapped: &Mapped<'_>) {
+        if self.unfollowed.contains(&mapped.pid) {
             return;
         }
-        let heap = self
-            .heap
-            .mapped(&mut self.object, &self.traced, pid, time_ns, path);
+        let heap = self.heap.mapped(&mut self.object, &self.traced, mapped);
         // Before the exec is told the process may still live in its parent's memory (vfork).
         if let Some(event) = heap
-            && !self.executing.contains(&pid)
+            && !self.executing.contains(&mapped.pid)
         {
             self.consume(event);
         }
