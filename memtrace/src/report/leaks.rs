@@ -200,7 +200,7 @@ Committed bytes come from kernel counters.
 2 other processes: heap not measured: stripped.
 3 other processes: no leaks.
 
-Nothing was lost: 3,198,000 events, 2 probes attached.
+3,198,000 events, 2 probes attached; heap of 2 processes not measured: stripped.
 Suppressed leaks: 96 B in 3 blocks at 1 site.
 Leaks younger than 1.0 s, left out: 2.0 KiB in 2 blocks at 2 sites.
 Committed bytes come from kernel counters.

@@ -289,7 +289,7 @@ leaky (pid 123), running for 1.2 s
   Faults   129 minor, 1 major; latency not measured
   Leaks    not measured
 
-Nothing was lost: 3,198,000 events, 2 probes attached.
+3,198,000 events, 2 probes attached; heap of 1 process not measured: statically linked and stripped.
 Committed bytes come from kernel counters.
 "
         );
