@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::Signal;
 use tokio::signal::unix::{self, SignalKind};
 
 use crate::trace::watch;
@@ -70,8 +70,7 @@ impl Drop for Signals {
             if taken.is_none() {
                 continue;
             }
-            // SAFETY: restores a default action; no handler of ours is run any more.
-            if let Err(error) = unsafe { signal(number, SigHandler::SigDfl) } {
+            if let Err(error) = watch::restore(number) {
                 log::debug!("{number} keeps its handler: {error}");
             }
         }

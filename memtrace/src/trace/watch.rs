@@ -5,6 +5,7 @@ use std::{
     os::fd::{FromRawFd as _, OwnedFd},
 };
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::Session;
@@ -37,6 +38,12 @@ pub fn ignored(signal: i32) -> io::Result<bool> {
         }
         Ok(action.sa_sigaction == libc::SIG_IGN)
     }
+}
+
+/// Gives a signal its default action back.
+pub fn restore(number: Signal) -> nix::Result<()> {
+    // SAFETY: a default action runs no code of ours.
+    unsafe { signal(number, SigHandler::SigDfl) }.map(drop)
 }
 
 fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
