@@ -11,7 +11,7 @@ use memtrace_common::{
     counter::Counter,
     heap::{GROUP_SIZE, Point},
     histogram::{FaultHistogram, HistogramKey},
-    target::{FOLLOW, KernelOffsets, Target},
+    target::{FOLLOW, Target},
 };
 
 use super::{Error, btf};
@@ -53,7 +53,6 @@ pub struct Object {
     targets: HashMap<MapData, u32, Target>,
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
-    offsets: KernelOffsets,
 }
 
 impl Object {
@@ -86,7 +85,6 @@ impl Object {
             targets: hash(&mut ebpf, "TARGETS")?,
             histograms: hash(&mut ebpf, "HISTOGRAMS")?,
             counters: array(&mut ebpf, "COUNTERS")?,
-            offsets,
             ebpf,
         })
     }
@@ -175,11 +173,6 @@ impl Object {
     /// The value of a counter since the object was loaded.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32), 0).unwrap_or(0)
-    }
-
-    /// What this kernel's BTF told.
-    pub fn offsets(&self) -> &KernelOffsets {
-        &self.offsets
     }
 }
 

@@ -370,11 +370,6 @@ impl Session {
         self.stream.as_fd()
     }
 
-    /// Why the recording was given up, if it was.
-    pub fn recording_failure(&self) -> Option<&WriteError> {
-        self.recording_failure.as_ref()
-    }
-
     /// Probes that could not be placed, since the last call.
     pub fn take_failures(&mut self) -> Vec<String> {
         std::mem::take(&mut self.heap.failures)
