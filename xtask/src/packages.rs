@@ -38,8 +38,27 @@ fn not_listed<'a>(wanted: &[&'a str], listing: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Installs packages; `why` ends the sentence "these are needed …".
+/// Installs packages, in whatever version the lists here name; `why` ends the sentence "these are needed …".
 pub fn install(packages: &[&str], why: &str) -> Result<()> {
+    install_from(Lists::AsTheyAre, packages, why)
+}
+
+/// Installs packages in the newest version there is: lists of months ago name one that is installed without a
+/// complaint and is too old.
+pub fn install_newest(packages: &[&str], why: &str) -> Result<()> {
+    install_from(Lists::Updated, packages, why)
+}
+
+/// What apt-get is to know of packages before it installs.
+#[derive(Clone, Copy, PartialEq)]
+enum Lists {
+    /// What it knows, as long as that will do.
+    AsTheyAre,
+    /// What there is today.
+    Updated,
+}
+
+fn install_from(lists: Lists, packages: &[&str], why: &str) -> Result<()> {
     let by_hand = format!(
         "apt-get install --no-install-recommends {}",
         packages.join(" ")
@@ -61,10 +80,9 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
         "installing with apt-get, {why}: {}",
         packages.join(" ")
     ));
-    let mut updated = false;
-    if lists_are_empty() {
+    let updated = lists == Lists::Updated || lists_are_empty();
+    if updated {
         update(&root)?;
-        updated = true;
     }
     let mut result = install_once(&root, packages);
     if result.is_err() && !updated {

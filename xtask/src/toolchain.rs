@@ -70,7 +70,7 @@ impl Toolchain {
         if !allowed.contains(&Kind::Debian) || !packages::available() {
             bail!("no toolchain here can compile the BPF programs: run `{NIGHTLY}`");
         }
-        packages::install(&DEBIAN_PACKAGES, "to compile the BPF programs")
+        packages::install_newest(&DEBIAN_PACKAGES, "to compile the BPF programs")
             .map_err(|error| anyhow!("{error:#} (or, with rustup: {NIGHTLY})"))?;
         Self::installed(Kind::Debian).with_context(|| {
             format!(
