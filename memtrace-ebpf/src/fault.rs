@@ -39,6 +39,10 @@ struct FaultSlot {
 #[map]
 static FAULT_SLOTS: Array<FaultSlot> = Array::with_max_entries(65_536, 0);
 
+/// 1 while the ends of faults are told of every process, on all CPUs: also of those that lost their own events.
+#[map]
+static ENDS_EVERYWHERE: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Bits of the x86 error code (arch/x86/include/asm/trap_pf.h): protection, write, user, reserved, fetch.
 const ERROR_PROTECTION: u64 = 1;
 const ERROR_WRITE: u64 = 2;
@@ -87,11 +91,13 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     let regs: u64 = ctx.arg(1);
     // pt_regs.ip, arch/x86/include/asm/ptrace.h: the 17th register.
     let ip = crate::process::field(regs, 16 * 8).unwrap_or(0);
-    if target.flags & UNFOLLOWED != 0 {
-        return without_end(pid, target, flags, ctx.arg(0), ip);
-    }
     slot.tid = tid;
     slot.flags = flags;
+    if target.flags & UNFOLLOWED != 0 && ENDS_EVERYWHERE.get(0) != Some(&1) {
+        // Its end is told all the same where the events of all CPUs come while it is handled.
+        slot.ended = 1;
+        return without_end(pid, target, flags, ctx.arg(0), ip);
+    }
     slot.ended = 0;
     slot.address = ctx.arg(0);
     slot.ip = ip;
@@ -146,7 +152,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
         header.flags |= FAULT_KERNEL;
     }
     match slot(header.tid) {
-        // A thread with two events, opened for it and inherited, ends each fault twice.
+        // A thread with two events (opened for it, inherited, or of the CPU) ends each fault twice.
         Some(slot) if slot.tid == header.tid && slot.ended != 0 => return 0,
         Some(slot) if slot.tid == header.tid => {
             slot.ended = 1;

@@ -1,9 +1,11 @@
 //! Faults are those that the kernel counted, and each has a latency.
 
+use std::time::{Duration, Instant};
+
 use memtrace::report::document::{Faults, Process};
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::workload::{tool, workload};
-use memtrace_tests::{Scratch, Traced, trace, trace_with};
+use memtrace_tests::{Running, Scratch, Traced, memtrace, trace, trace_with};
 use serde_json::Value;
 
 fn faults(arguments: &[&str]) -> (Traced, Value) {
@@ -222,4 +224,87 @@ fn the_faults_of_a_compilers_tree_equal_the_kernels_count() {
         &["gcc", "-O2", "-c", &path(&source), "-o", &path(&object)],
     );
     assert_eq!(traced.running("cc1").len(), 1);
+}
+
+/// Runs a shell without privileges; `faults` and `set_uid` are the programs of these names for it, the latter set-uid.
+fn shell_of_nobody(scratch: &Scratch, script: &str) -> Vec<String> {
+    tool("setpriv", "util-linux");
+    scratch.copy(&workload("faults.c"), "faults", 0o755);
+    scratch.copy(&workload("faults.c"), "set_uid", 0o4755);
+    let directory = scratch.path("");
+    let script = format!("cd {} && {script}", directory.display());
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let words = [&["setpriv"], &nobody[..], &["sh", "-c", &script]].concat();
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// The kernel ends what is scoped to a process when it gains privileges.
+#[test]
+fn the_faults_of_a_program_that_gains_privileges_have_latencies() {
+    let scratch = Scratch::new();
+    let script = "./set_uid anonymous 512 & ./faults anonymous 256; wait";
+    let traced = trace(&shell_of_nobody(&scratch, script));
+    traced.finished.exited(0);
+    traced.nothing_lost();
+    for counted in traced.finished.objects() {
+        let process = traced.process(number(&counted, "pid"));
+        let faults = &process.faults;
+        let total = faults.minor + faults.major;
+        let kernels = number(&counted, "minor") + number(&counted, "major");
+        within(0.5, total, kernels, &process.exe);
+        let latency = faults.latency_ns.as_ref().expect("latencies");
+        let system = number(&counted, "system_ns");
+        assert!(
+            latency.minor_sum <= system + system / 10,
+            "{}: {} ns in faults, {system} ns in the system",
+            process.exe,
+            latency.minor_sum
+        );
+        // Until its exec is known to memtrace, its first faults have no end; other processes miss none.
+        let gained = process.exe.ends_with("set_uid");
+        let least = if gained { total * 95 / 100 } else { total };
+        assert!(
+            (least..=total).contains(&latency.count),
+            "{}: {} of {total} timed",
+            process.exe,
+            latency.count
+        );
+        assert_eq!(process.heap.is_none(), gained, "{}", process.exe);
+    }
+}
+
+/// Others pay for events of all CPUs: they are open no longer than they are needed.
+#[test]
+fn events_of_all_cpus_go_with_the_program_that_needed_them() {
+    let scratch = Scratch::new();
+    let script = "echo ready; read a; ./set_uid anonymous 1; read b";
+    let report = scratch.path("report.json");
+    let mut command = memtrace(&["run", "--no-heap", "--format", "json", "--report-file"]);
+    command.arg(&report).arg("--");
+    let mut run = Running::start(command.args(shell_of_nobody(&scratch, script)));
+    let descriptors = format!("/proc/{}/fd", run.pid());
+    let events = || {
+        let descriptors = std::fs::read_dir(&descriptors);
+        let links = descriptors.expect("its descriptors").filter_map(Result::ok);
+        let names = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+        names
+            .filter(|name| name.ends_with("anon_inode:[perf_event]"))
+            .count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let until = |wanted: &dyn Fn(usize) -> bool, what: &str| loop {
+        let now = events();
+        if wanted(now) {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "{what}: {now} events");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    run.stdout_has("ready");
+    let own = events();
+    run.send(b"a\n");
+    until(&|now| now > own, "none was opened for set_uid");
+    until(&|now| now == own, "they stay");
+    run.send(b"b\n");
+    run.finish().exited(0);
 }

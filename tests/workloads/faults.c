@@ -65,6 +65,7 @@ int main(int argc, char **argv)
         file(length, argv[3]);
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
+    say_number("pid", getpid());
     say_number("minor", usage.ru_minflt);
     say_number("major", usage.ru_majflt);
     say_number("system_ns", nanoseconds(usage.ru_stime));

@@ -1,10 +1,14 @@
 //! Page-fault ends: the kernel's software events.
 //!
-//! They are opened for the traced threads, with inheritance: other processes do not pay for them. The starts
-//! are raw tracepoints ([`super::points`]) with the filter as their first step, which costs others about
-//! 0.08 µs a fault; they alone tell reads from writes.
+//! They are opened for the traced threads, with inheritance: other processes do not pay for them. Where a
+//! traced process lost its own, they are opened for all CPUs as long as it lives, and every fault of the machine
+//! passes the filter. The starts are raw tracepoints ([`super::points`]) with the filter as their first step,
+//! which costs others about 0.08 µs a fault; they alone tell reads from writes.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use super::{
     Error,
@@ -16,8 +20,14 @@ use super::{
 /// Attached fault probes of some processes.
 #[derive(Default)]
 pub struct FaultProbes {
-    attached: Vec<[OwnedFd; 2]>,
+    attached: Vec<Attached>,
+    /// Those of all CPUs, while a process needs them.
+    wide: Vec<Attached>,
+    wide_failure: Option<String>,
 }
+
+/// A link, and the event that it is on.
+type Attached = [OwnedFd; 2];
 
 const ENDS: [(&str, &str, Source); 2] = [
     ("fault_end_minor", "page-faults-min", Source::MinorFaults),
@@ -27,22 +37,45 @@ const ENDS: [(&str, &str, Source); 2] = [
 impl FaultProbes {
     /// Follows the faults of a thread and of all that it makes from now on. A thread that is gone has none.
     pub fn follow(&mut self, object: &Object, tid: u32, inherit: bool) -> Result<(), Error> {
-        for (program, name, source) in ENDS {
-            let event = match perf::open(source, Scope::Thread { tid, inherit }) {
-                Ok(event) => event,
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-                Err(error) => return Err(event_error(format!("{name} of thread {tid}"), error)),
-            };
-            let link =
-                perf::link(object.program(program)?, event.as_fd(), 0).map_err(|source| {
-                    Error::Attach {
-                        name: name.to_owned(),
-                        source,
-                    }
-                })?;
-            self.attached.push([link, event]);
+        for end in ENDS {
+            match attach(object, end, Scope::Thread { tid, inherit }) {
+                Ok(attached) => self.attached.push(attached),
+                Err(Error::Event { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
+    }
+
+    /// Tells the ends of faults of every traced process from now on, whatever happened to its own events.
+    /// Where that fails, the reason is in the report and faults of such processes stay without an end.
+    pub fn widen(&mut self, object: &mut Object) {
+        if let Err(error) = self.try_widen(object) {
+            self.wide_failure = Some(error.to_string());
+        }
+    }
+
+    fn try_widen(&mut self, object: &mut Object) -> Result<(), Error> {
+        if self.wide.is_empty() {
+            self.wide = open_wide(object)?;
+        }
+        // Only now: a fault that is stored to be ended must find its end.
+        object.set_ends_everywhere(true)
+    }
+
+    /// Lets no more faults wait for an end that only the events of all CPUs would tell. Those that wait already
+    /// need these events for a while: [`FaultProbes::close_wide`].
+    pub fn retire_wide(&mut self, object: &mut Object) {
+        if let Err(error) = object.set_ends_everywhere(false) {
+            log::debug!("the events of all CPUs stay open: {error}");
+        }
+    }
+
+    /// Closes the events of all CPUs.
+    pub fn close_wide(&mut self) {
+        self.wide.clear();
     }
 
     /// One per kind of event, for the report.
@@ -51,11 +84,56 @@ impl FaultProbes {
             .attached
             .is_empty()
             .then(|| "no thread was followed".to_owned());
-        ENDS.iter()
-            .map(|end| Status {
-                name: end.1.to_owned(),
-                failure: failure.clone(),
-            })
-            .collect()
+        let own = ENDS.iter().map(|end| Status {
+            name: end.1.to_owned(),
+            failure: failure.clone(),
+        });
+        let wide = self.wide_failure.iter().map(|failure| Status {
+            name: "page-faults on all CPUs".to_owned(),
+            failure: Some(failure.clone()),
+        });
+        own.chain(wide).collect()
+    }
+}
+
+fn open_wide(object: &Object) -> Result<Vec<Attached>, Error> {
+    let cpus = aya::util::online_cpus().map_err(|(name, source)| Error::Event {
+        name: format!("page-faults: {name}"),
+        source,
+    })?;
+    let mut wide = Vec::new();
+    for cpu in cpus {
+        for end in ENDS {
+            match attach(object, end, Scope::Cpu(cpu)) {
+                Ok(attached) => wide.push(attached),
+                // The CPU went offline meanwhile.
+                Err(Error::Event { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(wide)
+}
+
+fn attach(
+    object: &Object,
+    (program, name, source): (&'static str, &str, Source),
+    scope: Scope,
+) -> Result<Attached, Error> {
+    let event =
+        perf::open(source, scope).map_err(|source| event_error(scoped(name, scope), source))?;
+    let link = perf::link(object.program(program)?, event.as_fd(), 0);
+    let link = link.map_err(|source: io::Error| Error::Attach {
+        name: name.to_owned(),
+        source,
+    })?;
+    Ok([link, event])
+}
+
+fn scoped(name: &str, scope: Scope) -> String {
+    match scope {
+        Scope::Thread { tid, .. } => format!("{name} of thread {tid}"),
+        Scope::Cpu(cpu) => format!("{name} of CPU {cpu}"),
     }
 }

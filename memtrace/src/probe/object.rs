@@ -53,6 +53,7 @@ pub struct Object {
     targets: HashMap<MapData, u32, Target>,
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
+    ends_everywhere: Array<MapData, u32>,
 }
 
 impl Object {
@@ -85,6 +86,7 @@ impl Object {
             targets: hash(&mut ebpf, "TARGETS")?,
             histograms: hash(&mut ebpf, "HISTOGRAMS")?,
             counters: array(&mut ebpf, "COUNTERS")?,
+            ends_everywhere: array(&mut ebpf, "ENDS_EVERYWHERE")?,
             ebpf,
         })
     }
@@ -134,6 +136,15 @@ impl Object {
         })
     }
 
+    /// Tells the programs whether every CPU tells the ends of faults ([`super::fault::FaultProbes::widen`]).
+    pub fn set_ends_everywhere(&mut self, told: bool) -> Result<(), Error> {
+        let written = self.ends_everywhere.set(0, u32::from(told), 0);
+        written.map_err(|error| Error::Map {
+            name: "ENDS_EVERYWHERE",
+            reason: error.to_string(),
+        })
+    }
+
     /// Traces a process from now on; `start_ns` is part of its identity.
     pub fn trace(&mut self, pid: u32, start_ns: u64, follow: bool) -> Result<(), Error> {
         let failed = |error: aya::maps::MapError| Error::Map {
@@ -154,10 +165,13 @@ impl Object {
         self.targets.insert(pid, target, 0).map_err(failed)
     }
 
-    /// Stops tracing a process.
-    pub fn forget(&mut self, pid: u32) {
-        if let Err(error) = self.targets.remove(&pid) {
-            log::debug!("pid {pid} was not traced any more: {error}");
+    /// Stops tracing every process.
+    pub fn forget_all(&mut self) {
+        let traced: Vec<u32> = self.targets.keys().filter_map(Result::ok).collect();
+        for pid in traced {
+            if let Err(error) = self.targets.remove(&pid) {
+                log::debug!("pid {pid} was not traced any more: {error}");
+            }
         }
     }
 

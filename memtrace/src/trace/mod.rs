@@ -4,6 +4,7 @@ mod heap_watch;
 pub mod launch;
 mod modules;
 mod session;
+mod unfollowed;
 pub mod watch;
 
 pub use session::{Finished, Options, Session};

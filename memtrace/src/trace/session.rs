@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{
     heap_watch::{HeapWatch, Mapped},
     modules::Modules,
+    unfollowed::Unfollowed,
 };
 use crate::{
     event::{Event, EventKind, Machine, Pid},
@@ -67,8 +68,7 @@ pub struct Session {
     executing: HashSet<Pid>,
     /// Processes that were told to have a new program, and not yet its totals.
     executed: HashSet<Pid>,
-    /// Those of them whose own events the kernel took away.
-    unfollowed: HashSet<Pid>,
+    unfollowed: Unfollowed,
     cgroups: HashMap<Pid, Box<str>>,
     modules: Modules,
     batch: Vec<Event>,
@@ -107,7 +107,7 @@ impl Session {
             missed: HashSet::new(),
             executing: HashSet::new(),
             executed: HashSet::new(),
-            unfollowed: HashSet::new(),
+            unfollowed: Unfollowed::default(),
             cgroups: HashMap::new(),
             modules: Modules::default(),
             batch: Vec::new(),
@@ -279,6 +279,7 @@ impl Session {
             self.stream.push_end(pid, seed::now_ns());
         }
         self.missed = gone;
+        self.unfollowed.tick(&mut self.faults, &mut self.object);
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
@@ -300,15 +301,19 @@ impl Session {
     /// Ends the trace: what still runs is read from /proc once more, sites are symbolized, the recording is
     /// closed. The model then holds everything.
     pub fn finish(mut self) -> Finished {
-        while self.drain() {}
+        // A busy process fills the buffer as fast as it is drained: nothing new from here on.
+        loop {
+            self.object.forget_all();
+            if !self.drain() {
+                break;
+            }
+        }
         let running: Vec<Pid> = self.stream.running().collect();
         for pid in running {
             for event in seed::smaps(pid) {
                 self.stream.push(event);
             }
-            self.object.forget(pid);
         }
-        while self.drain() {}
         let mut events = Vec::new();
         self.stream
             .finish(&mut self.object, seed::now_ns(), &mut |event| {
@@ -381,12 +386,11 @@ impl Session {
             return;
         }
         self.modules.note(&event);
+        self.unfollowed
+            .note(&event, &mut self.faults, &mut self.object);
         match &event.kind {
-            EventKind::Exec { unfollowed, .. } => {
+            EventKind::Exec { .. } => {
                 let (pid, time_ns) = (event.pid, event.time_ns);
-                if *unfollowed {
-                    self.unfollowed.insert(pid);
-                }
                 self.executing.remove(&pid);
                 self.executed.insert(pid);
                 self.consume(event);
@@ -408,9 +412,6 @@ impl Session {
                 let cgroup = self.cgroups.get(&event.pid).cloned();
                 let (child, time_ns) = (*child, event.time_ns);
                 self.traced.insert(child);
-                if self.unfollowed.contains(&event.pid) {
-                    self.unfollowed.insert(child);
-                }
                 self.consume(event);
                 if let Some(path) = cgroup {
                     self.cgroups.insert(child, path.clone());
@@ -439,7 +440,6 @@ impl Session {
             }
             EventKind::Exit { .. } => {
                 self.traced.remove(&event.pid);
-                self.unfollowed.remove(&event.pid);
                 self.executing.remove(&event.pid);
                 self.executed.remove(&event.pid);
                 self.cgroups.remove(&event.pid);
@@ -465,7 +465,7 @@ impl Session {
 
     /// A process mapped a file to execute: its allocator is probed, and its heap seen from now on.
     fn look_at(&mut self, mapped: &Mapped<'_>) {
-        if self.unfollowed.contains(&mapped.pid) {
+        if self.unfollowed.contains(mapped.pid) {
             return;
         }
         let heap = self.heap.mapped(&mut self.object, &self.traced, mapped);
@@ -479,7 +479,7 @@ impl Session {
 
     /// No allocator is known in a process yet: its heap is not measured until one is mapped.
     fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
-        let reason = if self.unfollowed.contains(&pid) {
+        let reason = if self.unfollowed.contains(pid) {
             "a program that gains privileges: the kernel took the probes off at its exec"
         } else {
             self.heap.reason()
