@@ -19,6 +19,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, add, count, emit, header},
+    floor,
     target::{self, HISTOGRAMS},
     vma::SLOT_MASK,
 };
@@ -69,6 +70,9 @@ fn slot(tid: u32) -> Option<&'static mut FaultSlot> {
 
 #[inline(always)]
 fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
+    if floor::hooks_only() {
+        return 0;
+    }
     let Some((pid, target)) = target::current() else {
         return 0;
     };
@@ -136,6 +140,9 @@ pub fn fault_end_major(ctx: PerfEventContext) -> u32 {
 
 #[inline(always)]
 fn end(ctx: &PerfEventContext, major: u16) -> u32 {
+    if floor::hooks_only() {
+        return 0;
+    }
     let Some((pid, target)) = target::current() else {
         return 0;
     };

@@ -22,7 +22,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, count, emit, header},
-    stack, target,
+    floor, stack, target,
     vma::SLOT_MASK,
 };
 
@@ -96,6 +96,9 @@ impl<'a> Call<'a> {
     /// The call at this probe, unless the process is not traced or the allocator calls itself.
     #[inline(always)]
     fn enter(ctx: *mut core::ffi::c_void) -> Option<Self> {
+        if floor::hooks_only() {
+            return None;
+        }
         target::current()?;
         // SAFETY: the context of a uprobe program is a pt_regs.
         let regs: &'a pt_regs = unsafe { &*ctx.cast::<pt_regs>() };
@@ -220,6 +223,9 @@ fn arguments(regs: &pt_regs, function: u32) -> (u64, u64) {
 /// another probed function both return at once, with one result, and the first tells it.
 #[inline(always)]
 fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
+    if floor::hooks_only() {
+        return;
+    }
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return };
     // SAFETY: the context of a uprobe program is a pt_regs.

@@ -4,7 +4,7 @@
 //! the hook and one map look-up. Every helper's result is checked; what could not be recorded is
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
-//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `stack`.
+//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `stack`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -18,6 +18,7 @@
 
 mod emit;
 mod fault;
+mod floor;
 mod heap;
 mod process;
 mod residency;

@@ -3,6 +3,7 @@
 //! Each command first installs what it needs and is missing, says what it installs, and is quick
 //! when nothing is. A failure is one line: what failed, on what, what to do.
 
+mod bench;
 mod build;
 mod command;
 mod ebpf;
@@ -56,6 +57,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Measure what tracing costs, beside other tools (needs root; some minutes a row)
+    Bench(bench::Bench),
     /// Check formatting, clippy with warnings denied, and tidy
     Lint,
     /// Check the architecture rules
@@ -84,6 +87,7 @@ fn dispatch() -> Result<()> {
         Task::Build => build::memtrace(&workspace, build::Output::Shown),
         Task::Memtrace { arguments } => run::memtrace(&workspace, &arguments),
         Task::Test { arguments } => test::all(&workspace, &arguments),
+        Task::Bench(bench) => bench.run(&workspace),
         Task::Lint => lint::all(&workspace),
         Task::Tidy => tidy::check(&workspace),
     }

@@ -39,6 +39,9 @@ pub struct TraceOptions {
     /// Count allocations without their stacks.
     #[arg(long)]
     no_stacks: bool,
+    /// The hooks and nothing behind them, for `cargo xtask bench`.
+    #[arg(long, hide = true)]
+    hooks_only: bool,
     #[command(flatten)]
     pub report: ReportOptions,
 }
@@ -49,6 +52,7 @@ impl TraceOptions {
         let log_level = log_level(verbose);
         let load = LoadOptions {
             stacks: !self.no_stacks,
+            hooks_only: self.hooks_only,
             log_level,
             ..LoadOptions::default()
         };

@@ -31,6 +31,8 @@ pub struct LoadOptions {
     pub slots: u32,
     /// Take a stack at each allocation.
     pub stacks: bool,
+    /// For measuring what the hooks cost by themselves: the programs of faults and of the heap return at once.
+    pub hooks_only: bool,
     /// Level of the programs' own messages.
     pub log_level: log::LevelFilter,
 }
@@ -41,6 +43,7 @@ impl Default for LoadOptions {
             ring_bytes: 1 << 25,
             slots: 1 << 16,
             stacks: true,
+            hooks_only: false,
             log_level: log::LevelFilter::Warn,
         }
     }
@@ -70,6 +73,7 @@ impl Object {
             .override_global("CPUS", &cpus, true)
             .override_global("SLOT_MASK", &(options.slots - 1), true)
             .override_global("TAKE_STACKS", &u8::from(options.stacks), true)
+            .override_global("HOOKS_ONLY", &u8::from(options.hooks_only), true)
             .override_global("WAKEUP_BYTES", &u64::from(options.ring_bytes / 16), true)
             .override_global("AYA_LOG_LEVEL", &(options.log_level as u8), false)
             .map_max_entries("EVENTS", options.ring_bytes)

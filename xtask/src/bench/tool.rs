@@ -1,0 +1,190 @@
+//! How each tool is put onto a workload.
+
+use std::{ffi::OsString, path::Path, process::Command};
+
+use super::workload::Place;
+
+/// A tool, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// The workload by itself.
+    Untraced,
+    /// The hooks of `Heap`, and nothing behind them: the floor.
+    HeapHooks,
+    /// The hooks of `Faults`, and nothing behind them: the floor.
+    FaultHooks,
+    /// memtrace without heap probes: what may be on always.
+    Faults,
+    /// memtrace without stacks.
+    HeapNoStacks,
+    /// memtrace as it comes.
+    Heap,
+    /// The workload by itself, while memtrace traces another process.
+    Beside,
+    /// bpftrace, live blocks by address.
+    BpftraceLeaks,
+    /// The same with stacks.
+    BpftraceLeakStacks,
+    /// bpftrace, latency of faults as a histogram.
+    BpftraceFaults,
+    /// heaptrack.
+    Heaptrack,
+    /// valgrind's memcheck.
+    Memcheck,
+    /// perf trace -F all.
+    PerfTrace,
+}
+
+/// A tool that watches a workload which runs by itself.
+pub struct Observer {
+    /// Starts it on the workload with this pid.
+    pub command: Command,
+    /// What it prints when it is ready.
+    pub ready: &'static str,
+}
+
+impl Tool {
+    /// As in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Untraced => "untraced",
+            Self::HeapHooks => "empty probes, heap",
+            Self::FaultHooks => "empty probes, faults",
+            Self::Faults => "memtrace --no-heap",
+            Self::HeapNoStacks => "memtrace --no-stacks",
+            Self::Heap => "memtrace",
+            Self::Beside => "beside memtrace",
+            Self::BpftraceLeaks => "bpftrace, leaks",
+            Self::BpftraceLeakStacks => "bpftrace, leaks, ustack",
+            Self::BpftraceFaults => "bpftrace, fault latency",
+            Self::Heaptrack => "heaptrack",
+            Self::Memcheck => "valgrind memcheck",
+            Self::PerfTrace => "perf trace -F all",
+        }
+    }
+
+    /// Whether an operation costs about what it costs untraced.
+    pub fn is_light(self) -> bool {
+        matches!(self, Self::Untraced | Self::Beside | Self::Heaptrack)
+    }
+
+    /// Whether it is a floor for another's figures.
+    pub fn is_floor(self) -> bool {
+        matches!(self, Self::HeapHooks | Self::FaultHooks)
+    }
+
+    /// Whether it is memtrace at work on the workload.
+    pub fn is_memtrace(self) -> bool {
+        matches!(self, Self::Faults | Self::HeapNoStacks | Self::Heap)
+    }
+
+    /// The workload, begun by the tool where that is how it works.
+    pub fn launch(self, place: &Place, workload: &[OsString], report: &Path) -> Command {
+        let memtrace = |options: &[&str]| {
+            let mut command = Command::new(&place.memtrace);
+            command.arg("run").args(options);
+            command.args(["--format", "json-line", "--report-file"]);
+            command.arg(report).arg("--").args(workload);
+            command
+        };
+        match self {
+            Self::HeapHooks => memtrace(&["--hooks-only", "--no-stacks"]),
+            Self::FaultHooks => memtrace(&["--hooks-only", "--no-heap"]),
+            Self::Faults => memtrace(&["--no-heap"]),
+            Self::HeapNoStacks => memtrace(&["--no-stacks"]),
+            Self::Heap => memtrace(&[]),
+            Self::Heaptrack => {
+                let mut command = Command::new("heaptrack");
+                command.arg("--raw").arg("-o").arg(report);
+                command.args(workload);
+                command
+            }
+            Self::Memcheck => {
+                let mut command = Command::new("valgrind");
+                command.args(["-q", "--trace-children=yes", "--leak-check=no"]);
+                command.args(workload);
+                command
+            }
+            Self::PerfTrace => {
+                let mut command = Command::new("perf");
+                command.args(["trace", "-F", "all", "--no-syscalls", "-o"]);
+                command.arg(report).args(workload);
+                command
+            }
+            Self::BpftraceLeaks | Self::BpftraceLeakStacks => {
+                let mut command = by_itself(workload);
+                command.env("LD_LIBRARY_PATH", place.libraries());
+                command
+            }
+            Self::Untraced | Self::Beside | Self::BpftraceFaults => by_itself(workload),
+        }
+    }
+
+    /// What watches the workload once it is there, if that is how the tool works.
+    pub fn observer(self, place: &Place, pid: u32) -> Option<Observer> {
+        let script = match self {
+            Self::Beside => {
+                let mut command = Command::new(&place.memtrace);
+                command.args(["-v", "run", "--report-file", "/dev/null", "sleep", "1000"]);
+                return Some(Observer {
+                    command,
+                    ready: "tracing pid",
+                });
+            }
+            Self::BpftraceLeaks => leak_script(place, ""),
+            Self::BpftraceLeakStacks => leak_script(place, ", ustack"),
+            Self::BpftraceFaults => fault_script(pid),
+            _ => return None,
+        };
+        // bpftrace finds tracepoints in a mounted tracefs alone: it gets one in a mount namespace of its own.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]);
+        command.arg("mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace -e \"$0\"");
+        // Room for what lives at once, as memtrace has it.
+        command.env("BPFTRACE_MAP_KEYS_MAX", "1000000");
+        command.arg(script);
+        Some(Observer {
+            command,
+            ready: "ready",
+        })
+    }
+}
+
+fn by_itself(workload: &[OsString]) -> Command {
+    let mut command = Command::new(&workload[0]);
+    command.args(&workload[1..]);
+    command
+}
+
+/// Says that it is ready when its first and its last probe have fired: all others are attached by then, in whatever
+/// order that is done. What the maps hold at the end is not printed.
+fn script(probes: &str) -> String {
+    format!(
+        "interval:s:1 /!@ready/ {{ @first = 1; if (@last) {{ printf(\"ready\\n\"); @ready = 1; }} }}
+         {probes}
+         interval:s:1 /!@ready/ {{ @last = 1; if (@first) {{ printf(\"ready\\n\"); @ready = 1; }} }}"
+    )
+}
+
+/// Live blocks with their sizes: three probes, as libbpf's memleak has them.
+fn leak_script(place: &Place, stack: &str) -> String {
+    let libc = place.libc();
+    let libc = libc.display();
+    script(&format!(
+        "uprobe:{libc}:malloc {{ @size[tid] = arg0; }}
+         uretprobe:{libc}:malloc /@size[tid]/ {{ @live[retval] = (@size[tid]{stack}); delete(@size[tid]); }}
+         uprobe:{libc}:free /arg0/ {{ delete(@live[arg0]); }}
+         END {{ clear(@live); clear(@size); }}"
+    ))
+}
+
+fn fault_script(pid: u32) -> String {
+    script(&format!(
+        "tracepoint:exceptions:page_fault_user /pid == {pid}/ {{ @start[tid] = nsecs; }}
+         software:minor-faults:1 /pid == {pid} && @start[tid]/ {{
+             @ns = hist(nsecs - @start[tid]);
+             delete(@start[tid]);
+         }}
+         END {{ clear(@start); clear(@ns); }}"
+    ))
+}
