@@ -21,7 +21,6 @@ use super::{
     tool::{Observer, Tool},
     workload::Place,
 };
-use crate::command::forget_outer_cargo;
 
 /// For a tool to be attached.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -158,7 +157,6 @@ struct Running {
 
 impl Running {
     fn start(command: &mut Command) -> Result<Self> {
-        forget_outer_cargo(command);
         let mut child = command
             .stdin(Stdio::piped())
             .spawn()

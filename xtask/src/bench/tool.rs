@@ -1,8 +1,13 @@
 //! How each tool is put onto a workload.
 
-use std::{ffi::OsString, path::Path, process::Command};
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+    process::Command,
+};
 
 use super::workload::Place;
+use crate::command::forget_outer_cargo;
 
 /// A tool, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +86,7 @@ impl Tool {
     /// The workload, begun by the tool where that is how it works.
     pub fn launch(self, place: &Place, workload: &[OsString], report: &Path) -> Command {
         let memtrace = |options: &[&str]| {
-            let mut command = Command::new(&place.memtrace);
+            let mut command = program(&place.memtrace);
             command.arg("run").args(options);
             command.args(["--format", "json-line", "--report-file"]);
             command.arg(report).arg("--").args(workload);
@@ -94,19 +99,19 @@ impl Tool {
             Self::HeapNoStacks => memtrace(&["--no-stacks"]),
             Self::Heap => memtrace(&[]),
             Self::Heaptrack => {
-                let mut command = Command::new("heaptrack");
+                let mut command = program("heaptrack");
                 command.arg("--raw").arg("-o").arg(report);
                 command.args(workload);
                 command
             }
             Self::Memcheck => {
-                let mut command = Command::new("valgrind");
+                let mut command = program("valgrind");
                 command.args(["-q", "--trace-children=yes", "--leak-check=no"]);
                 command.args(workload);
                 command
             }
             Self::PerfTrace => {
-                let mut command = Command::new("perf");
+                let mut command = program("perf");
                 command.args(["trace", "-F", "all", "--no-syscalls", "-o"]);
                 command.arg(report).args(workload);
                 command
@@ -124,7 +129,7 @@ impl Tool {
     pub fn observer(self, place: &Place, pid: u32) -> Option<Observer> {
         let script = match self {
             Self::Beside => {
-                let mut command = Command::new(&place.memtrace);
+                let mut command = program(&place.memtrace);
                 command.args(["-v", "run", "--report-file", "/dev/null", "sleep", "1000"]);
                 return Some(Observer {
                     command,
@@ -137,7 +142,7 @@ impl Tool {
             _ => return None,
         };
         // bpftrace finds tracepoints in a mounted tracefs alone: it gets one in a mount namespace of its own.
-        let mut command = Command::new("unshare");
+        let mut command = program("unshare");
         command.args(["--mount", "sh", "-c"]);
         command.arg("mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace -e \"$0\"");
         // Room for what lives at once, as memtrace has it.
@@ -150,8 +155,15 @@ impl Tool {
     }
 }
 
+/// A command that sees nothing of the cargo that runs the bench.
+fn program(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    forget_outer_cargo(&mut command);
+    command
+}
+
 fn by_itself(workload: &[OsString]) -> Command {
-    let mut command = Command::new(&workload[0]);
+    let mut command = program(&workload[0]);
     command.args(&workload[1..]);
     command
 }
