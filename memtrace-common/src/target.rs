@@ -25,6 +25,8 @@ pub struct KernelOffsets {
     pub task_mm: u32,
     /// `task_struct.pid`: the thread id.
     pub task_pid: u32,
+    /// `task_struct.thread_info.status`
+    pub task_status: u32,
     /// `task_struct.comm`
     pub task_comm: u32,
     /// `linux_binprm.filename`
@@ -64,6 +66,7 @@ impl KernelOffsets {
     pub const NONE: Self = Self {
         task_mm: UNKNOWN,
         task_pid: UNKNOWN,
+        task_status: UNKNOWN,
         task_comm: UNKNOWN,
         binprm_filename: UNKNOWN,
         task_signal: UNKNOWN,

@@ -16,6 +16,7 @@
 #![no_std]
 #![no_main]
 
+mod abi;
 mod emit;
 mod fault;
 mod floor;

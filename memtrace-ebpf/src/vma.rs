@@ -17,6 +17,7 @@ use memtrace_common::{
 };
 
 use crate::{
+    abi::{self, Meaning},
     emit::{Urgency, count, emit, header},
     process::{field, live_threads},
     residency, target,
@@ -38,28 +39,6 @@ static SYSCALL_SLOTS: Array<CallSlot> = Array::with_max_entries(65_536, 0);
 #[unsafe(no_mangle)]
 pub static SLOT_MASK: Global<u32> = Global::new(65_535);
 
-/// Numbers of arch/x86/entry/syscalls/syscall_64.tbl.
-const EXECVE: u64 = 59;
-const EXECVEAT: u64 = 322;
-const EXIT: u64 = 60;
-const EXIT_GROUP: u64 = 231;
-
-/// The call with this number, if it is one of those recorded.
-#[inline(always)]
-fn call(number: u64) -> Option<Call> {
-    Some(match number {
-        9 => Call::Mmap,
-        10 => Call::Mprotect,
-        11 => Call::Munmap,
-        12 => Call::Brk,
-        25 => Call::Mremap,
-        28 => Call::Madvise,
-        30 => Call::Shmat,
-        67 => Call::Shmdt,
-        _ => return None,
-    })
-}
-
 #[inline(always)]
 fn slot(tid: u32) -> Option<&'static mut CallSlot> {
     let slot = SYSCALL_SLOTS.get_ptr_mut(tid & SLOT_MASK.load())?;
@@ -72,22 +51,18 @@ fn slot(tid: u32) -> Option<&'static mut CallSlot> {
 #[raw_tracepoint]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     let number: u64 = ctx.arg(1);
-    let call = call(number);
-    let ends = matches!(number, EXECVE | EXECVEAT | EXIT | EXIT_GROUP);
-    if (call.is_none() && !ends) || target::current().is_none() {
+    if !abi::may_matter(number) || target::current().is_none() {
         return 0;
     }
-    let Some(call) = call else {
-        // An execve may fail, and the address space goes on.
-        let last = match number {
-            EXIT_GROUP => true,
-            EXIT => live_threads() == Some(1),
-            _ => false,
-        };
-        if number != EXIT || last {
-            residency::emit_totals(if last { MEMORY_FINAL } else { 0 });
-        }
+    let Some((meaning, _)) = abi::meaning(number, ctx.arg(0)) else {
         return 0;
+    };
+    let call = match meaning {
+        Meaning::Memory(call) => call,
+        // It may fail, and the address space goes on.
+        Meaning::Execute => return totals(0),
+        Meaning::Exit if live_threads() != Some(1) => return 0,
+        Meaning::Exit | Meaning::ExitGroup => return totals(MEMORY_FINAL),
     };
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return 0 };
@@ -101,11 +76,13 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Places of the six arguments in pt_regs (arch/x86/include/asm/ptrace.h): rdi, rsi, rdx, r10, r8, r9. They
-/// still hold the arguments when the call returns.
-const ARGUMENTS: [u32; 6] = [14 * 8, 13 * 8, 12 * 8, 7 * 8, 9 * 8, 8 * 8];
+#[inline(always)]
+fn totals(flags: u16) -> i32 {
+    residency::emit_totals(flags);
+    0
+}
 
-/// The call's number.
+/// The call's number in pt_regs (arch/x86/include/asm/ptrace.h).
 const ORIG_RAX: u32 = 15 * 8;
 
 /// PROT_EXEC and MAP_ANONYMOUS, include/uapi/asm-generic/mman-common.h.
@@ -119,10 +96,12 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     let Some(number) = field::<u64>(regs, ORIG_RAX) else {
         return 0;
     };
-    let Some(call) = call(number) else { return 0 };
-    if target::current().is_none() {
+    if !abi::may_matter(number) || target::current().is_none() {
         return 0;
     }
+    let Some((Meaning::Memory(call), abi)) = abi::meaning(number, regs) else {
+        return 0;
+    };
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return 0 };
     if slot.tid != tid || slot.call != call as u32 {
@@ -131,19 +110,14 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     slot.tid = 0;
     let mut header = header(Kind::Syscall);
     header.extra = call as u32;
-    let argument = |index: usize| field::<u64>(regs, ARGUMENTS[index]).unwrap_or(0);
+    let ([first, second, third, fourth, fifth, sixth], result) =
+        abi::values(abi, call, number, regs, ctx.arg(1));
     let record = Syscall {
         header,
         entered_ns: slot.entered_ns,
-        result: ctx.arg(1),
-        arguments: [
-            argument(0),
-            argument(1),
-            argument(2),
-            argument(3),
-            argument(4),
-        ],
-        offset: if call == Call::Mmap { argument(5) } else { 0 },
+        result,
+        arguments: [first, second, third, fourth, fifth],
+        offset: if call == Call::Mmap { sixth } else { 0 },
     };
     // A new library may hold an allocator that is not probed yet.
     let library = call == Call::Mmap

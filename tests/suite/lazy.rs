@@ -4,7 +4,7 @@ use std::path::Path;
 
 use memtrace::report::document::{KindBytes, Process, Region};
 use memtrace_tests::expect::{number, within};
-use memtrace_tests::workload::workload;
+use memtrace_tests::workload::{build, workload};
 use memtrace_tests::{Scratch, Traced, trace};
 use serde_json::Value;
 
@@ -282,9 +282,9 @@ fn proc_maps_row(line: &str) -> (u64, u64, String, String) {
     )
 }
 
-#[test]
-fn the_mappings_left_at_the_end_are_those_of_proc_maps() {
-    let traced = trace(&[workload("mappings.c")]);
+/// Traces a program that prints its /proc/self/maps at its end.
+fn assert_mappings_left(program: &Path) -> Traced {
+    let traced = trace(&[program]);
     traced.finished.exited(0);
     let expected = joined(traced.finished.output().lines().map(proc_maps_row));
     let regions = traced.first().regions.iter().map(|region| {
@@ -296,12 +296,44 @@ fn the_mappings_left_at_the_end_are_those_of_proc_maps() {
         )
     });
     assert_eq!(joined(regions), expected);
+    traced
+}
+
+fn failed_calls(traced: &Traced) -> Value {
+    serde_json::to_value(&traced.first().address_space.failed_calls).expect("a map")
+}
+
+#[test]
+fn the_mappings_left_at_the_end_are_those_of_proc_maps() {
+    assert_mappings_left(&workload("mappings.c"));
+}
+
+/// The kernel takes i386's numbers from 32-bit programs, and from any other that asks by `int $0x80`.
+#[test]
+fn memory_calls_by_their_32_bit_numbers_are_read_as_such() {
+    let bare = [
+        "-nostdlib",
+        "-static",
+        "-fno-pie",
+        "-no-pie",
+        "-fno-stack-protector",
+    ];
+    for bits in ["-m32", "-m64"] {
+        let program = build("compat.c", "gcc", &[&bare[..], &[bits]].concat(), "gcc");
+        let traced = assert_mappings_left(&program);
+        assert_eq!(
+            failed_calls(&traced),
+            serde_json::json!({ "mmap": 5, "mremap": 1 }),
+            "{bits}"
+        );
+        let reason = traced.first().heap_reason.as_deref().expect("no heap");
+        assert_eq!(reason.contains("32-bit"), bits == "-m32", "{reason}");
+    }
 }
 
 #[test]
 fn failed_memory_calls_are_counted_and_change_nothing() {
     let traced = trace(&[workload("mappings.c")]);
-    let failed = serde_json::to_value(&traced.first().address_space.failed_calls).expect("a map");
     let expected: Value = serde_json::json!({ "mmap": 5, "mprotect": 1, "munmap": 3 });
-    assert_eq!(failed, expected);
+    assert_eq!(failed_calls(&traced), expected);
 }

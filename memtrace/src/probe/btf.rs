@@ -30,6 +30,13 @@ fn offsets(btf: &Btf) -> KernelOffsets {
     KernelOffsets {
         task_mm: offset("task_struct", "mm"),
         task_pid: offset("task_struct", "pid"),
+        task_status: match (
+            offset("task_struct", "thread_info"),
+            offset("thread_info", "status"),
+        ) {
+            (UNKNOWN, _) | (_, UNKNOWN) => UNKNOWN,
+            (thread_info, status) => thread_info + status,
+        },
         task_comm: offset("task_struct", "comm"),
         binprm_filename: offset("linux_binprm", "filename"),
         task_signal: offset("task_struct", "signal"),

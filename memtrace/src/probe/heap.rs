@@ -23,6 +23,7 @@ use crate::seed::now_ns;
 use super::{
     Error,
     allocator::{self, NoAllocator},
+    image::ImageError,
     object::Object,
     perf::{self, Scope, Source},
     plan::{Batch, Part, Placed},
@@ -245,14 +246,20 @@ impl HeapProbes {
     }
 
     fn look(&mut self, id: FileId, file: File, data: &[u8], batch: &mut Batch) -> Verdict {
+        let hidden = |reason: &str| Verdict::Hidden {
+            reason: reason.to_owned(),
+        };
         let allocators = match allocator::find(data) {
             Ok(allocators) => allocators,
             Err(NoAllocator::Stripped) => {
-                let reason =
-                    "a static program without a symbol table: its allocator cannot be found";
-                return Verdict::Hidden {
-                    reason: reason.to_owned(),
-                };
+                return hidden(
+                    "a static program without a symbol table: its allocator cannot be found",
+                );
+            }
+            Err(NoAllocator::Image {
+                source: ImageError::ThirtyTwoBit,
+            }) => {
+                return hidden("a 32-bit program: its allocator is not probed");
             }
             Err(_) => return Verdict::None,
         };
