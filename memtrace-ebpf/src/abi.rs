@@ -134,7 +134,9 @@ fn compat_values(call: Call, number: u64, regs: u64, result: i64) -> ([u64; 6], 
     match (number, call) {
         // struct mmap_arg_struct32, arch/x86/kernel/sys_ia32.c.
         (OLD_MMAP, _) => {
-            values = user::<[u32; 6]>(registers[0]).unwrap_or_default().map(u64::from);
+            values = user::<[u32; 6]>(registers[0])
+                .unwrap_or_default()
+                .map(u64::from);
         }
         (_, Call::Mmap) => values[5] <<= PAGE_SHIFT,
         // call, segment, flags, where the address is put, address.
