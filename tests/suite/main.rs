@@ -21,3 +21,4 @@ mod processes;
 mod programs;
 mod recording;
 mod targets;
+mod truncation;

@@ -3,14 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use memtrace_tests::binary::{Attached, Traced, memtrace, path};
+use memtrace_tests::binary::{Traced, memtrace, path};
 use memtrace_tests::child::run;
-use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::{tool, workload};
 use memtrace_tests::{Finished, Scratch, trace_with};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 fn text(path: &Path) -> &str {
@@ -197,32 +194,4 @@ fn what_memtrace_did_not_write_is_named_as_no_recording() {
         assert!(line.contains(name), "the line names the file: {line}");
         assert!(finished.stdout.is_empty(), "{}", finished.output());
     }
-}
-
-/// kill -9 in the middle: what was recorded is kept.
-#[test]
-fn the_recording_of_a_killed_memtrace_opens() {
-    let scratch = Scratch::new();
-    let recording = scratch.path("recording");
-    let mut steps = Steps::start(0);
-    let mut trace = Attached::with(steps.pid(), &["-o", text(&recording)]);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    // Whatever it holds back, it writes in the end: work until the file has some of it.
-    let events = |recording: &Path| match replay(recording) {
-        finished if finished.code == Some(0) => {
-            json(&finished)["coverage"]["events"].as_u64().unwrap_or(0)
-        }
-        _ => 0,
-    };
-    while events(&recording) < 1000 {
-        assert!(Instant::now() < deadline, "the recording does not grow");
-        steps.round();
-    }
-    trace.memtrace().signal(Signal::SIGKILL);
-    while trace.memtrace().alive() {
-        std::thread::yield_now();
-    }
-    let report = json(&replay(&recording));
-    assert_eq!(report["coverage"]["truncated"], Value::Bool(true));
-    steps.end(0);
 }

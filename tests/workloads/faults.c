@@ -1,4 +1,4 @@
-/* faults anonymous|kernel|file MIB [FILE]: page faults of one sort, and what the kernel counted. */
+/* faults anonymous|scattered|kernel|file MIB [FILE]: page faults of one sort, and what the kernel counted. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -22,6 +22,21 @@ static void anonymous(size_t length)
     volatile char *block = map(length);
     for (size_t at = 0; at < length; at += PAGE)
         block[at] = 1;
+}
+
+/* In no order, over a range of 4 GiB that is given back whenever 128 MiB of it are touched. */
+static void scattered(size_t length)
+{
+    size_t range = (size_t)4 << 30, pages = range / PAGE;
+    volatile char *block = map(range);
+    uint32_t at = 1;
+    for (size_t touched = 0; touched < length; touched += PAGE) {
+        if (touched % (128 * MIB) == 0 && madvise((void *)block, range, MADV_DONTNEED) != 0)
+            die("madvise failed");
+        /* Constants of Numerical Recipes: every page comes once in a period. */
+        at = (at * 1664525 + 1013904223) % pages;
+        block[at * PAGE] = 1;
+    }
 }
 
 /* The kernel writes into fresh pages on the process's behalf. */
@@ -59,6 +74,8 @@ int main(int argc, char **argv)
     size_t length = decimal(argv[2]) * MIB;
     if (strcmp(argv[1], "anonymous") == 0)
         anonymous(length);
+    else if (strcmp(argv[1], "scattered") == 0)
+        scattered(length);
     else if (strcmp(argv[1], "kernel") == 0)
         kernel(length);
     else if (argc > 3)

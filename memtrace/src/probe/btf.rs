@@ -11,7 +11,11 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// The offsets, each [`UNKNOWN`] where the kernel has no such field, or no BTF.
 pub fn kernel_offsets() -> KernelOffsets {
-    match Btf::from_file(KERNEL_BTF) {
+    // Read whole first: from the file, the parser asks the kernel for its place at each of 100,000 types.
+    let btf = std::fs::read(KERNEL_BTF)
+        .map_err(|error| error.to_string())
+        .and_then(|bytes| Btf::from_bytes(&bytes).map_err(|error| error.to_string()));
+    match btf {
         Ok(btf) => offsets(&btf),
         Err(error) => {
             log::warn!("{KERNEL_BTF}: {error}; exact totals at exit are not measured");
