@@ -12,6 +12,7 @@ mod allocators;
 mod attach;
 mod bad_input;
 mod command_line;
+mod exports;
 mod faults;
 mod heap;
 mod lazy;

@@ -16,7 +16,7 @@ use super::{
     usage,
 };
 use crate::{
-    export,
+    export::{self, Measure},
     report::{
         self, Style,
         document::Document,
@@ -32,10 +32,11 @@ const UNSEEN_LISTED: usize = 5;
 /// Options of everything that ends in a report.
 #[derive(Args, Clone, Debug)]
 pub struct ReportOptions {
-    /// Reports, separated by commas: summary, leaks, lazy, faults, timeline, layout.
+    /// Reports, separated by commas: summary, leaks, allocations, peak, lazy, faults, timeline, layout.
     #[arg(long = "report", value_name = "KIND", value_delimiter = ',', value_parser = known_report)]
     kinds: Vec<String>,
-    /// text, json (indented) or json-line.
+    /// text, json (indented) or json-line; or stacks as folded, pprof or svg (a flame graph), of the report
+    /// leaks (default), allocations, peak or faults.
     #[arg(long, default_value = "text", value_parser = known_format)]
     format: String,
     /// Write the report to a file.
@@ -84,6 +85,7 @@ pub enum Place {
 pub struct Output {
     options: ReportOptions,
     place: Place,
+    measure: Measure,
     suppressions: Suppressions,
     conditions: Vec<Condition>,
     baseline: Option<Document>,
@@ -102,8 +104,10 @@ impl ReportOptions {
             Some(text) => gate::parse(text).map_err(usage)?,
             None => Vec::new(),
         };
+        let measure = self.measure(place)?;
         let mut output = Output {
             place,
+            measure,
             suppressions,
             conditions,
             baseline: None,
@@ -131,6 +135,35 @@ impl ReportOptions {
             output.baseline = Some(baseline);
         }
         Ok(output)
+    }
+
+    /// What the stacks of the format are weighted with, if it is one of stacks.
+    fn measure(&self, place: Place) -> Result<Measure> {
+        let Some(format) = export::by_name(&self.format).filter(|format| format.is_of_stacks())
+        else {
+            return Ok(Measure::Leaks);
+        };
+        let terminal = match place {
+            Place::Stderr => io::stderr().is_terminal(),
+            Place::Stdout => io::stdout().is_terminal(),
+        };
+        if format.is_binary() && terminal && self.report_file.is_none() {
+            let name = format.name();
+            return Err(usage(format!(
+                "{name} is not for a terminal: say where to with --report-file FILE"
+            )));
+        }
+        let known = |kind: &str| Measure::ALL.into_iter().find(|one| one.name() == kind);
+        match &*self.kinds {
+            [] => Ok(Measure::Leaks),
+            [kind] if let Some(measure) = known(kind) => Ok(measure),
+            kinds => {
+                let (name, kinds) = (format.name(), kinds.join(","));
+                Err(usage(format!(
+                    "--format {name} holds the stacks of one of leaks, allocations, peak and faults, not of {kinds}"
+                )))
+            }
+        }
     }
 
     /// Adds kinds given in another way (`memtrace report leaks`).
@@ -230,7 +263,7 @@ impl Output {
 
     fn render(&self, document: &Document, style: &Style, mut out: impl Write) -> io::Result<()> {
         match export::by_name(&self.options.format) {
-            Some(format) => format.export(document, &mut out)?,
+            Some(format) => format.export(document, self.measure, &mut out)?,
             None => {
                 let mut reports: Vec<&dyn report::Report> = self
                     .options

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::Export;
+use super::{Export, Measure};
 use crate::report::document::Document;
 
 /// JSON as the contract has it: `json`, indented, or `json-line`, all on one line.
@@ -17,7 +17,11 @@ impl Export for Json {
         if self.pretty { "json" } else { "json-line" }
     }
 
-    fn export(&self, document: &Document, out: &mut dyn Write) -> io::Result<()> {
+    fn is_of_stacks(&self) -> bool {
+        false
+    }
+
+    fn export(&self, document: &Document, _: Measure, out: &mut dyn Write) -> io::Result<()> {
         if self.pretty {
             serde_json::to_writer_pretty(&mut *out, document)?;
         } else {
@@ -29,14 +33,12 @@ impl Export for Json {
 
 #[cfg(test)]
 mod tests {
-    use super::super::by_name;
+    use super::super::exported as bytes;
     use super::*;
     use crate::report::fixture;
 
     fn exported(name: &str, document: &Document) -> String {
-        let mut out = Vec::new();
-        by_name(name).unwrap().export(document, &mut out).unwrap();
-        String::from_utf8(out).unwrap()
+        String::from_utf8(bytes(name, document, Measure::Leaks)).unwrap()
     }
 
     #[test]
@@ -82,7 +84,7 @@ mod tests {
             }
         }
         let error = Json { pretty: true }
-            .export(&fixture::leaky(), &mut Closed)
+            .export(&fixture::leaky(), Measure::Leaks, &mut Closed)
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }

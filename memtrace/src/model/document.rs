@@ -2,23 +2,32 @@
 
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    event::{Pid, Symbol},
+    event::Pid,
     report::document::{
-        AddressSpace, Coverage, Document, Frame, Heap, KindBytes, Leak, Process as Row, Region,
-        SCHEMA,
+        AddressSpace, Coverage, Document, Heap, KindBytes, Process as Row, Region, SCHEMA,
     },
 };
 
 use super::{
     Model, address_space,
     heap::Counts,
-    process::{HeapSeen, Module, Process, Space, modules},
+    process::{HeapSeen, Process, Space, modules},
     region::Kind,
-    site::{Live, live_sites},
+    site::SiteUses,
+    site_rows::{self, Names},
 };
+
+/// Addresses without a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unnamed {
+    /// Return addresses.
+    pub callers: Vec<u64>,
+    /// Instructions that took a fault.
+    pub instructions: Vec<u64>,
+}
 
 impl Model {
     /// The whole report, as of now or of the end of the trace.
@@ -38,38 +47,41 @@ impl Model {
         }
     }
 
-    /// Every process with addresses that want a name, as [`Model::stacks_to_symbolize`] tells them.
-    pub fn addresses_to_symbolize(&self) -> Vec<(Pid, Vec<u64>)> {
+    /// The latest process with each pid, in order of the pids.
+    pub fn pids(&self) -> Vec<Pid> {
         let mut pids: Vec<Pid> = self.current.keys().copied().collect();
         pids.sort_unstable();
-        let wanted = pids
-            .into_iter()
-            .map(|pid| (pid, self.stacks_to_symbolize(pid)));
-        wanted
-            .filter(|(_, addresses)| !addresses.is_empty())
-            .collect()
+        pids
     }
 
-    /// The addresses in stacks of live blocks of a process that no [`Symbol`] has named yet, each once.
-    pub fn stacks_to_symbolize(&self, pid: Pid) -> Vec<u64> {
+    /// The addresses in the sites of a process that no [`crate::event::Symbol`] has named yet, each once.
+    pub fn unnamed(&self, pid: Pid) -> Unnamed {
+        let mut unnamed = Unnamed::default();
         let Some(process) = self.current.get(&pid).and_then(|id| self.processes.get(id)) else {
-            return Vec::new();
+            return unnamed;
         };
-        let sites = match (&process.summary, self.spaces.get(&process.space)) {
-            (Some(summary), _) => summary.leaks.clone(),
-            (None, Some(space)) => live_sites(&space.heap),
-            (None, None) => Vec::new(),
+        let (uses, faults) = match (&process.summary, self.spaces.get(&process.space)) {
+            (Some(summary), _) => (summary.sites.clone(), summary.fault_sites.clone()),
+            (None, Some(space)) => (SiteUses::of(&space.heap), process.fault_sites.sorted()),
+            (None, None) => Default::default(),
         };
         let known = self.images.get(&process.image).map(|image| &image.symbols);
-        let mut addresses: Vec<u64> = sites
-            .iter()
-            .flat_map(|live| self.sites.frames(live.site))
-            .copied()
-            .filter(|address| known.is_none_or(|known| !known.contains_key(address)))
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses
+        let mut seen: FxHashSet<u64> = known
+            .map(|known| known.keys().copied().collect())
+            .unwrap_or_default();
+        for one in &uses.sites {
+            let frames = self.sites.frames(one.site).iter().copied();
+            unnamed
+                .callers
+                .extend(frames.filter(|address| seen.insert(*address)));
+        }
+        let instructions = faults.iter().map(|(address, _)| *address);
+        unnamed
+            .instructions
+            .extend(instructions.filter(|address| seen.insert(*address)));
+        unnamed.callers.sort_unstable();
+        unnamed.instructions.sort_unstable();
+        unnamed
     }
 
     /// What was seen so far, and what was not.
@@ -106,19 +118,27 @@ impl Model {
             row.heap = summary
                 .counts
                 .map(|counts| heap(&counts, summary.complete && !self.lossy));
-            row.leaks = self.leaks(&summary.leaks, &summary.modules, symbols, now);
+            let names = Names {
+                symbols,
+                modules: &summary.modules,
+            };
+            let uses = (&self.sites, &summary.sites);
+            site_rows::fill(&mut row, uses, &summary.fault_sites, &names, now);
             return Some(row);
         }
         let space = self.spaces.get(&process.space)?;
         let mut row = self.row(process, space);
-        if let Ok(heap) = process.heap_of(space) {
-            let modules = modules(&process.memory(space));
-            row.leaks = self.leaks(&live_sites(heap), &modules, symbols, now);
-        }
+        let names = Names {
+            symbols,
+            modules: &modules(&process.memory(space)),
+        };
+        let uses = process.heap_of(space).map(SiteUses::of).unwrap_or_default();
+        let faults = process.fault_sites.sorted();
+        site_rows::fill(&mut row, (&self.sites, &uses), &faults, &names, now);
         Some(row)
     }
 
-    /// The row of a process, without its leaks.
+    /// The row of a process, without its sites.
     pub(super) fn row(&self, process: &Process, space: &Space) -> Row {
         let memory = process.memory(space);
         let (heap, heap_reason) = match process.heap_of(space) {
@@ -151,35 +171,15 @@ impl Model {
             address_space: mappings(&memory),
             faults: process.faults.document(),
             leaks: Vec::new(),
+            sites: Vec::new(),
+            other_sites: None,
+            fault_sites: Vec::new(),
+            frames: Vec::new(),
             regions: regions(&memory),
             timeline: process
                 .timeline
                 .with_last(process.point(end.max(process.start_ns), space)),
         }
-    }
-
-    fn leaks(
-        &self,
-        sites: &[Live],
-        modules: &[Module],
-        symbols: &FxHashMap<u64, Symbol>,
-        now_ns: u64,
-    ) -> Vec<Leak> {
-        sites
-            .iter()
-            .map(|live| Leak {
-                bytes: live.bytes,
-                blocks: live.blocks,
-                oldest_age_ns: now_ns.saturating_sub(live.oldest_ns),
-                newest_age_ns: now_ns.saturating_sub(live.newest_ns),
-                stack: self
-                    .sites
-                    .frames(live.site)
-                    .iter()
-                    .flat_map(|address| frames(*address, symbols.get(address), modules))
-                    .collect(),
-            })
-            .collect()
     }
 }
 
@@ -258,55 +258,4 @@ fn regions(memory: &address_space::AddressSpace) -> Vec<Region> {
             faults: region.faults,
         })
         .collect()
-}
-
-/// The frames that one address stands for: the functions inlined there, then the real one.
-fn frames(address: u64, symbol: Option<&Symbol>, modules: &[Module]) -> Vec<Frame> {
-    let module = modules[..modules.partition_point(|module| module.start <= address)]
-        .last()
-        .filter(|module| address < module.end);
-    let bare = Frame {
-        address,
-        module: module.map(|module| module.mapped.path.to_string()),
-        build_id: module
-            .map(|module| hexadecimal(&module.mapped.build_id))
-            .filter(|id| !id.is_empty()),
-        offset: module.map(|module| (address - module.start).wrapping_add(module.offset)),
-        function: None,
-        file: None,
-        line: None,
-        inlined: false,
-    };
-    let Some(symbol) = symbol else {
-        return vec![bare];
-    };
-    let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
-    let named = Frame {
-        module: text(&symbol.module).or(bare.module),
-        build_id: text(&symbol.build_id).or(bare.build_id),
-        offset: symbol.offset.or(bare.offset),
-        ..bare
-    };
-    let last = symbol.functions.len().saturating_sub(1);
-    let functions: Vec<Frame> = symbol
-        .functions
-        .iter()
-        .enumerate()
-        .map(|(index, function)| Frame {
-            function: Some(function.name.to_string()),
-            file: text(&function.file),
-            line: function.line,
-            inlined: index < last,
-            ..named.clone()
-        })
-        .collect();
-    if functions.is_empty() {
-        vec![named]
-    } else {
-        functions
-    }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

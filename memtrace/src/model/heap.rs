@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 use super::{
     blocks::{Block, Blocks},
     freed::Freed,
+    tally::{Made, Tallies},
 };
 
 /// Blocks set aside at most; beyond it they are taken to be freed unseen.
@@ -61,6 +62,7 @@ pub struct Heap {
     displaced: FxHashMap<u64, (u64, Block)>,
     freed: Freed,
     counts: Counts,
+    tallies: Tallies,
 }
 
 impl Heap {
@@ -77,6 +79,7 @@ impl Heap {
                 peak_live_bytes: bytes,
                 ..Counts::default()
             },
+            tallies: Tallies::default(),
         }
     }
 
@@ -98,11 +101,16 @@ impl Heap {
         self.blocks.iter()
     }
 
+    /// What each site did.
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
     /// A call returned a block.
     pub fn allocate(&mut self, address: u64, block: Block) {
         self.counts.allocations += 1;
         self.count_bytes(block.size);
-        self.place(address, block);
+        self.place(address, block, Made::Allocated);
     }
 
     /// A call got nothing.
@@ -146,7 +154,7 @@ impl Heap {
         if old_address != address && self.blocks.get(old_address).is_none() {
             self.freed.note(old_address);
         }
-        self.place(address, block);
+        self.place(address, block, Made::Reallocated);
     }
 
     /// Gives the old block of a realloc back: one set aside since it began, or the live one if it is
@@ -170,10 +178,11 @@ impl Heap {
         let block = self.blocks.remove(address)?;
         self.counts.live_blocks = self.counts.live_blocks.saturating_sub(1);
         self.counts.live_bytes = self.counts.live_bytes.saturating_sub(block.size);
+        self.tallies.remove(block.site, block.size);
         Some(block)
     }
 
-    fn place(&mut self, address: u64, block: Block) {
+    fn place(&mut self, address: u64, block: Block, made: Made) {
         if address == 0 {
             return;
         }
@@ -184,7 +193,11 @@ impl Heap {
         self.blocks.insert(address, block);
         self.counts.live_blocks += 1;
         self.counts.live_bytes = self.counts.live_bytes.saturating_add(block.size);
-        self.counts.peak_live_bytes = self.counts.peak_live_bytes.max(self.counts.live_bytes);
+        self.tallies.add(block.site, block.size, made);
+        if self.counts.live_bytes > self.counts.peak_live_bytes {
+            self.counts.peak_live_bytes = self.counts.live_bytes;
+            self.tallies.new_peak();
+        }
     }
 
     fn displace(&mut self, address: u64, time_ns: u64, block: Block) {

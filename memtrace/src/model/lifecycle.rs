@@ -6,7 +6,7 @@ use crate::report::document::Exit;
 use super::{
     Model,
     process::{HeapSeen, ImageId, Process, ProcessId, Space, SpaceId, Summary, modules, replay},
-    site::live_sites,
+    site::SiteUses,
     timeline::Timeline,
 };
 
@@ -81,6 +81,7 @@ impl Model {
             guest_of: None,
             heap_seen: HeapSeen::Unknown,
             faults: Default::default(),
+            fault_sites: Default::default(),
             timeline: Timeline::new(self.limits.timeline_points),
             launching: false,
             pending: Vec::new(),
@@ -208,6 +209,7 @@ impl Model {
         let (old_space, old_image) = (process.space, process.image);
         (process.space, process.image) = (fresh, image);
         process.guest_of = None;
+        process.fault_sites.clear();
         if std::mem::take(&mut process.launching) {
             process.start_ns = event.time_ns;
             process.timeline = Timeline::new(self.limits.timeline_points);
@@ -279,18 +281,25 @@ impl Model {
         if let Some(space) = self.spaces.get(&space_id) {
             let row = self.row(&process, space);
             let heap = process.heap_of(space).ok();
-            let mut leaks = heap.map(live_sites).unwrap_or_default();
-            leaks.truncate(self.limits.exited_sites);
-            leaks.shrink_to_fit();
+            let mut sites = heap.map(SiteUses::of).unwrap_or_default();
+            let room = self.exited_sites < self.limits.all_exited_sites;
+            let limit = self.limits.exited_sites / if room { 1 } else { 10 };
+            sites.keep(limit);
+            self.exited_sites += sites.sites.len();
+            let mut fault_sites = process.fault_sites.sorted();
+            fault_sites.truncate(limit);
+            fault_sites.shrink_to_fit();
             let summary = Summary {
                 row,
-                leaks,
+                sites,
+                fault_sites,
                 modules: modules(&space.memory),
                 counts: heap.map(super::heap::Heap::counts),
                 complete: space.complete && !space.lossy,
             };
             process.summary = Some(Box::new(summary));
             process.faults = Default::default();
+            process.fault_sites = Default::default();
             process.timeline = Timeline::new(0);
             process.command_line = Vec::new();
             process.pending = Vec::new();
@@ -311,6 +320,9 @@ impl Model {
         self.coverage.processes_dropped += 1;
         if self.current.get(&process.pid) == Some(&id) {
             self.current.remove(&process.pid);
+        }
+        if let Some(summary) = &process.summary {
+            self.exited_sites -= summary.sites.sites.len();
         }
         if let Some(summary) = &process.summary
             && let Some(counts) = &summary.counts

@@ -15,6 +15,7 @@ mod calls;
 mod coverage;
 mod document;
 mod fault;
+mod fault_site;
 mod freed;
 mod heap;
 mod intervals;
@@ -25,6 +26,8 @@ mod process;
 mod reconcile;
 mod region;
 mod site;
+mod site_rows;
+mod tally;
 mod timeline;
 mod totals;
 
@@ -54,8 +57,10 @@ pub struct Limits {
     pub timeline_points: usize,
     /// Points in the timeline of an exited one.
     pub exited_timeline_points: usize,
-    /// Allocation sites kept for an exited process, those with most bytes.
+    /// Allocation sites kept for an exited process; the others are kept as a sum.
     pub exited_sites: usize,
+    /// Allocation sites kept for all exited processes together; beyond it a tenth of `exited_sites` each.
+    pub all_exited_sites: usize,
 }
 
 impl Default for Limits {
@@ -64,7 +69,8 @@ impl Default for Limits {
             exited_processes: 10_000,
             timeline_points: 512,
             exited_timeline_points: 64,
-            exited_sites: 1000,
+            exited_sites: 5000,
+            all_exited_sites: 250_000,
         }
     }
 }
@@ -112,6 +118,8 @@ pub struct Model {
     ending: VecDeque<(u64, ProcessId)>,
     /// Summarised, oldest first.
     exited: VecDeque<ProcessId>,
+    /// Allocation sites that the summaries hold.
+    exited_sites: usize,
     sites: Sites,
     coverage: Coverage,
     /// Events were lost that may have been anyone's.
@@ -360,9 +368,9 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
     match &event.kind {
         EventKind::Fault {
             address,
+            ip,
             latency_ns,
             access,
-            ..
         } => {
             let kind = if held {
                 memory
@@ -372,6 +380,7 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
                 memory.fault(time_ns, *address, *access)
             };
             process.faults.record(kind, *latency_ns, *access);
+            process.fault_sites.record(*ip, *latency_ns, access.major);
         }
         EventKind::FaultTotals(totals) => process.faults.set_totals(totals),
         EventKind::Syscall(call) => memory.call(time_ns, call),

@@ -12,9 +12,10 @@ use crate::{
 use super::{
     address_space::AddressSpace,
     fault::FaultStats,
+    fault_site::{FaultCount, FaultSites},
     heap::{Counts, Heap},
     region::{Kind, Mapped, is_file},
-    site::Live,
+    site::SiteUses,
     timeline::Timeline,
 };
 
@@ -82,10 +83,12 @@ pub struct Module {
 /// What is kept of a process that has ended.
 #[derive(Debug)]
 pub struct Summary {
-    /// Its row, without leaks.
+    /// Its row, without sites.
     pub row: document::Process,
-    /// Its leaks, most bytes first.
-    pub leaks: Vec<Live>,
+    /// Its allocation sites.
+    pub sites: SiteUses,
+    /// The instructions that took its faults, most faults first.
+    pub fault_sites: Vec<(u64, FaultCount)>,
     /// Its file mappings.
     pub modules: Vec<Module>,
     /// Heap counts; `None` where the heap was another's or not seen.
@@ -125,6 +128,8 @@ pub struct Process {
     pub heap_seen: HeapSeen,
     /// Its faults, over all its programs.
     pub faults: FaultStats,
+    /// Where its present program takes them.
+    pub fault_sites: FaultSites,
     /// Its history, over all its programs.
     pub timeline: Timeline,
     /// It is to be launched: what it was before its exec is the launcher's copy and no history of its own.

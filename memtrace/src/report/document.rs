@@ -89,10 +89,26 @@ pub struct Process {
     pub faults: Faults,
     /// Blocks still live, by allocation site, most bytes first.
     pub leaks: Vec<Leak>,
+    /// Allocation sites, most bytes allocated first; empty where `heap` is null.
+    pub sites: Vec<Site>,
+    /// Sites that are not listed, in sum; null where all are.
+    pub other_sites: Option<OtherSites>,
+    /// Where its present program took page faults, most first. Those of `faults` that are missing here were of
+    /// a program before exec, lost or too many to list.
+    pub fault_sites: Vec<FaultSite>,
+    /// What the stacks of `sites` and `fault_sites` are made of.
+    pub frames: Vec<Frame>,
     /// Mappings.
     pub regions: Vec<Region>,
     /// Over time.
     pub timeline: Vec<TimelinePoint>,
+}
+
+impl Process {
+    /// The frames of a stack of [`Process::sites`] or [`Process::fault_sites`].
+    pub fn stack(&self, stack: &[u32]) -> impl Iterator<Item = &Frame> {
+        (stack.iter()).filter_map(|&index| self.frames.get(index as usize))
+    }
 }
 
 /// How a process ended.
@@ -238,6 +254,59 @@ pub struct Leak {
     pub newest_age_ns: u64,
     /// Innermost first; empty with `--no-stacks`.
     pub stack: Vec<Frame>,
+}
+
+/// What was done at one or several allocation sites.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteTotals {
+    /// Calls that produced a block.
+    pub allocations: u64,
+    /// Reallocations that ended here.
+    pub reallocations: u64,
+    /// Bytes asked for by both.
+    pub bytes_allocated: u64,
+    /// Blocks not given back.
+    pub live_blocks: u64,
+    /// Their bytes.
+    pub live_bytes: u64,
+    /// Blocks that were live when the heap held most bytes.
+    pub peak_blocks: u64,
+    /// Their bytes. The sum over all sites is [`Heap::peak_live_bytes`].
+    pub peak_bytes: u64,
+}
+
+/// One allocation site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    /// What was done at it.
+    #[serde(flatten)]
+    pub totals: SiteTotals,
+    /// Indices into [`Process::frames`], innermost first; empty with `--no-stacks`.
+    pub stack: Vec<u32>,
+}
+
+/// Allocation sites beyond the bound on what is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherSites {
+    /// How many.
+    pub sites: u64,
+    /// What was done at them.
+    #[serde(flatten)]
+    pub totals: SiteTotals,
+}
+
+/// One place where faults were taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultSite {
+    /// Handled without I/O.
+    pub minor: u64,
+    /// Waited for I/O.
+    pub major: u64,
+    /// Sum of the measured latencies.
+    pub latency_ns: u64,
+    /// Indices into [`Process::frames`], innermost first. The instruction's function alone: faults are told
+    /// without a stack.
+    pub stack: Vec<u32>,
 }
 
 /// One frame. An address may stand for several, inlined ones first.

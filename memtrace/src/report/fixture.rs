@@ -193,6 +193,10 @@ pub(crate) fn process() -> Process {
             leak("leak_big", 10 * MIB, 10),
             leak("leak_small", 64_000, 1_000),
         ],
+        sites: Vec::new(),
+        other_sites: None,
+        fault_sites: Vec::new(),
+        frames: Vec::new(),
         regions: vec![
             region(0x7f00_0000_0000, 10_240 * MIB, 104 * MIB, None),
             region(
@@ -204,6 +208,64 @@ pub(crate) fn process() -> Process {
         ],
         timeline: timeline(),
     }
+}
+
+/// As [`leaky`], with sites.
+pub(crate) fn with_sites() -> Document {
+    let mut document = leaky();
+    let process = &mut document.processes[0];
+    process.frames = vec![
+        malloc(),
+        frame("work", "/src/leaky.c", 20),
+        frame("leak_big", "/src/leaky.c", 12),
+        frame("main", "/src/leaky.c", 40),
+    ];
+    let site = |totals, stack: &[u32]| Site {
+        totals,
+        stack: stack.into(),
+    };
+    process.sites = vec![
+        site(
+            SiteTotals {
+                allocations: 10,
+                bytes_allocated: 3000,
+                live_blocks: 10,
+                live_bytes: 10 * MIB,
+                ..SiteTotals::default()
+            },
+            &[0, 2, 3],
+        ),
+        site(
+            SiteTotals {
+                allocations: 15,
+                reallocations: 5,
+                bytes_allocated: 2000,
+                peak_blocks: 15,
+                peak_bytes: 1500,
+                ..SiteTotals::default()
+            },
+            &[0, 1, 3],
+        ),
+    ];
+    process.other_sites = Some(OtherSites {
+        sites: 3,
+        totals: SiteTotals {
+            allocations: 3,
+            bytes_allocated: 100,
+            live_blocks: 1,
+            live_bytes: 7,
+            peak_blocks: 2,
+            peak_bytes: 50,
+            ..SiteTotals::default()
+        },
+    });
+    process.fault_sites = vec![FaultSite {
+        minor: 120,
+        major: 1,
+        latency_ns: 500_000,
+        stack: vec![1],
+    }];
+    document
 }
 
 fn timeline() -> Vec<TimelinePoint> {

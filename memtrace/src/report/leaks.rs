@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use super::document::{Document, Leak, Process};
 use super::suppress::Amount;
-use super::text::{Column, Table, Tint};
+use super::text::{Column, Table, Tint, capitalised};
 use super::{Report, Style, section, stack};
 use crate::units;
 
@@ -103,13 +103,6 @@ fn others(quiet: &[&Process], out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     Ok(())
-}
-
-fn capitalised(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(chars).collect()
-    })
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod layout;
 mod lazy;
 mod leaks;
 mod section;
+mod sites;
 pub mod stack;
 mod summary;
 pub mod suppress;
@@ -63,6 +64,8 @@ pub trait Report: Sync {
 pub const ALL: &[&dyn Report] = &[
     &summary::Summary,
     &leaks::Leaks,
+    &sites::ALLOCATIONS,
+    &sites::PEAK,
     &lazy::Lazy,
     &faults::Faults,
     &timeline::Timeline,
@@ -144,7 +147,7 @@ mod tests {
     fn unknown_names_are_told_what_there_is() {
         assert_eq!(
             by_name("leak").err().unwrap().to_string(),
-            "no report is called \"leak\"; there are summary, leaks, lazy, faults, timeline, layout"
+            "no report is called \"leak\"; there are summary, leaks, allocations, peak, lazy, faults, timeline, layout"
         );
     }
 
@@ -171,6 +174,10 @@ mod tests {
         }
         for region in &mut process.regions {
             (region.end, region.reserved_bytes, region.committed_bytes) = (0, u64::MAX, u64::MAX);
+        }
+        for site in &mut process.sites {
+            site.totals.bytes_allocated = u64::MAX;
+            site.totals.peak_bytes = u64::MAX;
         }
         process.faults.minor = u64::MAX;
         process.faults.major = u64::MAX;
@@ -229,7 +236,10 @@ mod tests {
         document.processes[0].regions[0].path = Some("/very/long".repeat(30));
         document.processes[0].leaks[0].stack[1].function = Some("template_".repeat(30));
         document.processes[0].leaks[0].stack.truncate(2);
-        for report in ALL.iter().filter(|report| report.name() != "leaks") {
+        for report in ALL
+            .iter()
+            .filter(|report| !["leaks", "allocations", "peak"].contains(&report.name()))
+        {
             let text = rendered(report.name(), &document, &Style::default());
             for line in text.lines() {
                 assert!(line.chars().count() <= 80, "{}: {line}", report.name());

@@ -124,7 +124,8 @@ fn describe(frame: &Frame, path: impl Fn(&str) -> &str) -> String {
     })
 }
 
-fn name(frame: &Frame) -> String {
+/// The function, or the place where its name is not known.
+pub fn name(frame: &Frame) -> String {
     match (&frame.function, &frame.module, frame.offset) {
         (Some(function), _, _) => function.clone(),
         (None, Some(module), Some(offset)) => format!("{}+{offset:#x}", base_name(module)),

@@ -76,6 +76,14 @@ pub fn shorten_path(text: &str, width: usize) -> String {
         .collect()
 }
 
+/// With a capital at the beginning.
+pub fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(chars).collect()
+    })
+}
+
 /// The last component of a path.
 pub fn base_name(path: &str) -> &str {
     path.rsplit('/')

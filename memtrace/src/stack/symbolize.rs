@@ -49,6 +49,14 @@ impl Frame {
         }
     }
 
+    /// An instruction that was about to run.
+    pub fn instruction(address: u64) -> Self {
+        Self {
+            address,
+            exact: true,
+        }
+    }
+
     /// The file address whose line and function are meant.
     pub(super) fn lookup(self) -> u64 {
         if self.exact {

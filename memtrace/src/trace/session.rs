@@ -347,12 +347,15 @@ impl Session {
     fn symbolize(&mut self) {
         let mut symbolizer = Blaze::default();
         let time_ns = seed::now_ns();
-        for (pid, addresses) in self.model.addresses_to_symbolize() {
+        for pid in self.model.pids() {
+            let unnamed = self.model.unnamed(pid);
             let process = Process {
                 pid: Some(pid),
                 mappings: self.modules.of(pid),
             };
-            let frames: Vec<Frame> = addresses.into_iter().map(Frame::caller).collect();
+            let callers = unnamed.callers.into_iter().map(Frame::caller);
+            let instructions = unnamed.instructions.into_iter().map(Frame::instruction);
+            let frames: Vec<Frame> = callers.chain(instructions).collect();
             for symbol in symbolizer.symbolize(&process, &frames) {
                 let kind = EventKind::Symbol(Box::new(symbol));
                 self.consume(Event {

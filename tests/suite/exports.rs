@@ -1,0 +1,244 @@
+//! Stacks for other programs: their sums are the workload's own counts, and other programs open them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use memtrace_tests::binary::memtrace;
+use memtrace_tests::child::run;
+use memtrace_tests::expect::number;
+use memtrace_tests::workload::{tool, workload};
+use memtrace_tests::{Finished, Scratch, Traced, trace_with};
+
+/// A trace of `sites.c`, and its recording.
+struct Recorded {
+    scratch: Scratch,
+    traced: Traced,
+}
+
+impl Recorded {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let recording = scratch.path("recording");
+        let options = ["-o".as_ref(), recording.as_os_str()];
+        let traced = trace_with(&options, &[workload("sites.c")]);
+        traced.finished.exited(0);
+        traced.nothing_lost();
+        Self { scratch, traced }
+    }
+
+    /// What the workload counted.
+    fn said(&self, key: &str) -> u64 {
+        number(&self.traced.finished.object(), key)
+    }
+
+    /// What `memtrace report KIND --format FORMAT` says of the recording.
+    fn export(&self, kind: &str, format: &str) -> Finished {
+        let recording = self.scratch.path("recording");
+        let report = run(memtrace(&["report", kind, "--format", format, "--from"]).arg(recording));
+        report.exited(0);
+        report
+    }
+
+    /// Value by stack.
+    fn folded(&self, kind: &str) -> BTreeMap<String, u64> {
+        let text = self.export(kind, "folded").output();
+        let lines = text.lines().map(|line| {
+            let (stack, value) = line.rsplit_once(' ').expect("a stack and a value");
+            (stack.to_owned(), value.parse().expect("a number"))
+        });
+        lines.collect()
+    }
+}
+
+/// The sum of the stacks that pass the function.
+fn through(folded: &BTreeMap<String, u64>, function: &str) -> u64 {
+    let passes = |stack: &str| stack.split(';').any(|frame| frame == function);
+    folded
+        .iter()
+        .filter(|(stack, _)| passes(stack))
+        .map(|(_, value)| value)
+        .sum()
+}
+
+fn sum(folded: &BTreeMap<String, u64>) -> u64 {
+    folded.values().sum()
+}
+
+#[test]
+fn folded_stacks_sum_to_what_the_program_counted() {
+    let recorded = Recorded::new();
+    let leaks = recorded.folded("leaks");
+    assert_eq!(sum(&leaks), recorded.said("live"));
+    let stacks: Vec<_> = leaks.into_iter().collect();
+    let [(stack, bytes)] = &*stacks else {
+        panic!("{stacks:?}");
+    };
+    assert!(
+        stack.starts_with("sites-") && stack.ends_with(";main;keep"),
+        "{stack}"
+    );
+    assert_eq!(*bytes, 7 * 1234);
+
+    let allocations = recorded.folded("allocations");
+    assert_eq!(sum(&allocations), recorded.said("allocated"));
+    assert_eq!(through(&allocations, "churn"), 100_000);
+    assert_eq!(through(&allocations, "spike"), 50 * 40_000);
+    assert_eq!(through(&allocations, "extend"), (1 << 17) - 16);
+}
+
+#[test]
+fn the_peak_is_what_each_function_held_then() {
+    let recorded = Recorded::new();
+    let peak = recorded.folded("peak");
+    assert_eq!(sum(&peak), recorded.said("peak"));
+    assert_eq!(through(&peak, "grow"), 1_000_000);
+    assert_eq!(through(&peak, "spike"), 2_000_000);
+    assert_eq!(through(&peak, "keep") + through(&peak, "churn"), 0);
+}
+
+#[test]
+fn faults_are_those_of_the_function_that_touched_the_pages() {
+    let recorded = Recorded::new();
+    let faults = recorded.folded("faults");
+    let pages = recorded.said("pages");
+    let touched = through(&faults, "touch");
+    // Its first instruction may fault in its own page.
+    assert!((pages..=pages + 1).contains(&touched), "{faults:?}");
+    let measured = &recorded.traced.first().faults;
+    assert_eq!(sum(&faults), measured.minor + measured.major);
+}
+
+#[test]
+fn live_and_replayed_stacks_are_the_same() {
+    for (kind, format) in [
+        ("leaks", "folded"),
+        ("peak", "folded"),
+        ("allocations", "svg"),
+    ] {
+        let scratch = Scratch::new();
+        let (recording, report) = (scratch.path("recording"), scratch.path("report"));
+        let mut traced = memtrace(&["run", "--report", kind, "--format", format, "-o"]);
+        traced.arg(&recording).arg("--report-file").arg(&report);
+        run(traced.arg("--").arg(workload("sites.c"))).exited(0);
+        let replayed =
+            run(memtrace(&["report", kind, "--format", format, "--from"]).arg(&recording));
+        assert_eq!(
+            replayed.output(),
+            std::fs::read_to_string(report).unwrap(),
+            "{kind} {format}"
+        );
+    }
+}
+
+/// Totals by sample type, and the text, as Go's own reader tells them.
+fn pprof_totals(profile: &Path) -> (BTreeMap<String, i64>, String) {
+    let raw = run(Command::new(tool("go", "golang-go"))
+        .args(["tool", "pprof", "-raw"])
+        .arg(profile))
+    .output();
+    let samples = raw.split_once("Samples:\n").expect("samples").1;
+    let (types, rest) = samples.split_once('\n').expect("sample types");
+    let types: Vec<&str> = types
+        .split_whitespace()
+        .map(|one| one.split(['/', '[']).next().unwrap())
+        .collect();
+    let mut totals: BTreeMap<String, i64> = BTreeMap::new();
+    for line in rest.split_once("Locations\n").unwrap().0.lines() {
+        // Labels stand on lines of their own.
+        let Some((values, _)) = line.split_once(": ") else {
+            continue;
+        };
+        let values: Vec<i64> = values
+            .split_whitespace()
+            .map_while(|value| value.parse().ok())
+            .collect();
+        if values.len() == types.len() {
+            for (name, value) in types.iter().zip(values) {
+                *totals.entry((*name).to_owned()).or_default() += value;
+            }
+        }
+    }
+    (totals, raw)
+}
+
+#[test]
+fn go_reads_the_profile_and_prints_the_same_totals() {
+    let recorded = Recorded::new();
+    for (kind, in_use) in [("leaks", "live"), ("allocations", "live"), ("peak", "peak")] {
+        let profile = recorded
+            .scratch
+            .write(kind, recorded.export(kind, "pprof").stdout);
+        let (totals, raw) = pprof_totals(&profile);
+        let said = |key| recorded.said(key) as i64;
+        assert_eq!(totals["alloc_space"], said("allocated"), "{raw}");
+        assert_eq!(totals["alloc_objects"], said("calls"), "{raw}");
+        assert_eq!(totals["inuse_space"], said(in_use), "{raw}");
+        let blocks = if kind == "peak" { 150 } else { 7 };
+        assert_eq!(totals["inuse_objects"], blocks, "{raw}");
+        assert!(raw.contains("sites.c:"), "{raw}");
+        let build_id = recorded.traced.first().leaks[0].stack[0].build_id.clone();
+        assert!(raw.contains(&build_id.expect("a build ID")), "{raw}");
+    }
+    let profile = recorded
+        .scratch
+        .write("faults", recorded.export("faults", "pprof").stdout);
+    let (totals, raw) = pprof_totals(&profile);
+    let measured = &recorded.traced.first().faults;
+    let all = (measured.minor + measured.major) as i64;
+    assert_eq!(totals["faults"], all, "{raw}");
+    assert_eq!(totals["major_faults"], measured.major as i64, "{raw}");
+}
+
+#[test]
+fn go_lists_the_leaking_function_first() {
+    let recorded = Recorded::new();
+    let profile = recorded
+        .scratch
+        .write("leaks", recorded.export("leaks", "pprof").stdout);
+    let top = run(Command::new(tool("go", "golang-go"))
+        .args(["tool", "pprof", "-top", "-unit=B"])
+        .arg(profile))
+    .output();
+    assert!(top.contains("Type: inuse_space"), "{top}");
+    let first = top
+        .lines()
+        .skip_while(|line| !line.contains("flat%"))
+        .nth(1);
+    let first = first.expect("a row");
+    assert!(first.contains("8638B") && first.ends_with(" keep"), "{top}");
+}
+
+#[test]
+fn a_flame_graph_is_whole_xml_and_names_the_functions() {
+    let recorded = Recorded::new();
+    let svg = recorded
+        .scratch
+        .write("graph.svg", recorded.export("peak", "svg").stdout);
+    let check = "import sys, xml.etree.ElementTree as t; \
+                 print(*(e.text for e in t.parse(sys.argv[1]).iter() if e.tag.endswith('title')), sep='\\n')";
+    let titles = run(Command::new(tool("python3", "python3"))
+        .args(["-c", check])
+        .arg(svg))
+    .output();
+    assert!(titles.contains("grow (1,000,000 bytes, "), "{titles}");
+    assert!(titles.contains("spike (2,000,000 bytes, "), "{titles}");
+}
+
+#[test]
+fn a_format_of_stacks_wants_one_report_with_stacks() {
+    let scratch = Scratch::new();
+    let recording = scratch.write("recording", "");
+    for kinds in ["lazy", "summary", "leaks,peak"] {
+        let refused = run(
+            memtrace(&["report", "--format", "folded", "--report", kinds, "--from"])
+                .arg(&recording),
+        );
+        refused.exited(2);
+        let told = refused.messages();
+        assert!(
+            told.contains("leaks, allocations, peak and faults"),
+            "{told}"
+        );
+    }
+}
