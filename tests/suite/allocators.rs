@@ -218,6 +218,37 @@ fn mimallocs_own_names() {
     assert_exact(&[], &prefixed("mi_", "-lmimalloc", "libmimalloc-dev"));
 }
 
+/// No C library here exports cfree, nor C23's frees: an allocator of the test's own does.
+#[track_caller]
+fn assert_every_free(prefix: &str) {
+    let prefix = format!("-DPREFIX={prefix}");
+    let library = build("bump.c", "gcc", &[&prefix, "-shared", "-fPIC"], "gcc");
+    let library = library.to_str().expect("a path in UTF-8");
+    assert_exact(&[], &build("frees.c", "gcc", &[&prefix, library], "gcc"));
+}
+
+#[test]
+fn cfree_and_c23s_frees_are_counted() {
+    assert_every_free("");
+}
+
+#[test]
+fn cfree_and_c23s_frees_under_other_names_are_counted() {
+    for prefix in ["je_", "_rjem_", "mi_", "tc_"] {
+        assert_every_free(prefix);
+    }
+}
+
+#[test]
+fn cfree_and_c23s_frees_in_the_program_itself_are_counted() {
+    let bump = build("bump.c", "gcc", &["-DPREFIX=", "-c"], "gcc");
+    let bump = bump.to_str().expect("a path in UTF-8");
+    for flags in [&[][..], &["-static"]] {
+        let flags = [&["-DPREFIX=", bump], flags].concat();
+        assert_exact(&[], &build("frees.c", "gcc", &flags, "gcc"));
+    }
+}
+
 #[test]
 fn musl_dynamic() {
     assert_exact(&[], &build("counts.c", "musl-gcc", &[], "musl-tools"));

@@ -111,7 +111,7 @@ fn find(btf: &Btf, members: &[btf_rs::Member], field: &str, base: u32) -> Option
         if name == field {
             return Some(Member {
                 offset,
-                type_id: btf_rs::BtfType::get_type_id(candidate).ok()?,
+                type_id: btf_rs::BtfType::get_type_id(candidate)?,
             });
         }
         if name.is_empty()
