@@ -23,3 +23,4 @@ mod programs;
 mod recording;
 mod targets;
 mod truncation;
+mod vm_only;

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use memtrace_tests::binary::{Attached, heap};
-use memtrace_tests::child::run;
+use memtrace_tests::child::{deadline, run};
 use memtrace_tests::expect::number;
 use memtrace_tests::oracle::same_as_untraced;
 use memtrace_tests::steps::{Steps, assert_rounds};
@@ -253,7 +253,7 @@ fn bpftrace_on_the_same_symbol_sees_and_is_seen_right() {
     let other = Running::start(
         Command::new(tool("bpftrace", "bpftrace")).args(["-B", "none", "-e", &probe]),
     );
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = deadline();
     while !other.stdout_has_now("hit") {
         assert!(Instant::now() < deadline, "bpftrace does not attach");
         steps.round();

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use memtrace_tests::binary::memtrace;
-use memtrace_tests::child::run;
+use memtrace_tests::child::{deadline, run};
 use memtrace_tests::workload::{tool, workload};
 use memtrace_tests::{Running, Scratch};
 
@@ -19,7 +19,7 @@ fn state(pid: u64) -> Option<char> {
 fn a_zombie_is_refused() {
     let parent = Running::start(Command::new("sh").args(["-c", "true & echo $!; exec sleep 100"]));
     let zombie: u64 = parent.stdout_lines(1).trim().parse().expect("a pid");
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = deadline();
     while state(zombie) != Some('Z') {
         assert!(Instant::now() < deadline, "pid {zombie} never ended");
         std::thread::yield_now();
@@ -34,7 +34,7 @@ fn a_zombie_is_refused() {
 fn the_id_of_a_thread_is_refused_and_its_process_named() {
     let busy = Running::start(Command::new(workload("busy.c")).arg("2"));
     let pid = busy.pid();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = deadline();
     let thread = loop {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
         let ids = tasks

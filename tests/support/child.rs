@@ -11,8 +11,17 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Long enough for anything on a loaded machine: what takes longer hangs.
-const DEADLINE: Duration = Duration::from_secs(180);
+/// When what was begun now hangs if it is not done: long enough for anything on a loaded machine.
+///
+/// `MEMTRACE_TEST_PATIENCE` multiplies it, on machines whose processor is emulated.
+pub fn deadline() -> Instant {
+    let patience = std::env::var("MEMTRACE_TEST_PATIENCE").map_or(1, |factor| {
+        factor
+            .parse()
+            .expect("MEMTRACE_TEST_PATIENCE is a whole number")
+    });
+    Instant::now() + Duration::from_secs(180) * patience
+}
 
 /// What one pipe brought so far.
 #[derive(Default)]
@@ -47,11 +56,12 @@ impl Stream {
 
     /// Waits until `done` holds; false when it cannot any more or the deadline is over.
     fn wait(&self, done: impl Fn(&Pipe) -> bool) -> bool {
+        let longest = deadline() - Instant::now();
         let pipe = self.0.0.lock().expect("a whole pipe");
         let (pipe, _) = self
             .0
             .1
-            .wait_timeout_while(pipe, DEADLINE, |pipe| !done(pipe) && !pipe.closed)
+            .wait_timeout_while(pipe, longest, |pipe| !done(pipe) && !pipe.closed)
             .expect("a whole pipe");
         done(&pipe)
     }
@@ -194,7 +204,7 @@ impl Running {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = deadline();
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;

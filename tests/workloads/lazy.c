@@ -108,6 +108,16 @@ static void huge_pages(void)
     touch(block, 128 * MIB, 2 * MIB);
 }
 
+/* A half of what was touched goes to swap, and a quarter of that comes back. */
+static void paged_out(void)
+{
+    char *block = anonymous(256 * MIB);
+    touch(block, 128 * MIB, PAGE);
+    if (madvise(block, 64 * MIB, MADV_PAGEOUT) != 0)
+        die("madvise failed");
+    touch(block, 16 * MIB, PAGE);
+}
+
 static void file_read(const char *path)
 {
     int file = open(path, O_RDONLY);
@@ -154,6 +164,7 @@ int main(int argc, char **argv)
         {"ten-gib", ten_gib},       {"dontneed", dontneed},           {"mremap", mremap_growth},
         {"realloc", realloc_growth}, {"program-break", program_break}, {"copy-on-write", copy_on_write},
         {"populate", populate},     {"huge-pages", huge_pages},       {"shared", shared},
+        {"paged-out", paged_out},
     };
     if (argc == 3 && strcmp(scenario, "file") == 0) {
         file_read(argv[2]);

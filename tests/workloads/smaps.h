@@ -37,7 +37,7 @@ static u64 sum_of(const char *field)
     return sum;
 }
 
-/* Prints pid, Rss and size of the process as they are now, and the size of the buffer that is a part of them. */
+/* Prints pid, Rss, size and more of the process as they are now, and the size of the buffer that is a part of them. */
 MAYBE_UNUSED static void say_smaps(void)
 {
     /* Touched beforehand: filling the buffer must not change what is read. */
@@ -46,6 +46,7 @@ MAYBE_UNUSED static void say_smaps(void)
     say_number("pid", getpid());
     say_number("rss", sum_of("Rss:"));
     say_number("size", sum_of("Size:"));
+    say_number("swap", sum_of("Swap:"));
     say_number("huge", sum_of("AnonHugePages:"));
     say_number("buffer", sizeof smaps);
     say_end();

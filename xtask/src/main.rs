@@ -16,6 +16,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::{
@@ -59,6 +60,8 @@ enum Task {
     },
     /// Measure what tracing costs, beside other tools (needs root; some minutes a row)
     Bench(bench::Bench),
+    /// Run tests, or a command, as root on Debian's stock kernel in an emulated machine
+    Vm(vm::Vm),
     /// Check formatting, clippy with warnings denied, and tidy
     Lint,
     /// Check the architecture rules
@@ -67,7 +70,7 @@ enum Task {
 
 fn main() -> ExitCode {
     match dispatch() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -75,22 +78,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch() -> Result<()> {
+fn dispatch() -> Result<ExitCode> {
     let workspace = Workspace::of_this_xtask();
     let words: Vec<OsString> = std::env::args_os().collect();
     if let Some(arguments) = words_after_memtrace(&words) {
-        return run::memtrace(&workspace, arguments);
+        run::memtrace(&workspace, arguments)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    match Arguments::parse_from(words).task {
+    let done = match Arguments::parse_from(words).task {
         Task::Setup => setup::everything(&workspace),
         Task::BuildEbpf => ebpf::build(&workspace, &setup::for_ebpf(&workspace)?),
         Task::Build => build::memtrace(&workspace, build::Output::Shown),
         Task::Memtrace { arguments } => run::memtrace(&workspace, &arguments),
         Task::Test { arguments } => test::all(&workspace, &arguments),
         Task::Bench(bench) => bench.run(&workspace),
+        Task::Vm(vm) => return vm.run(&workspace),
         Task::Lint => lint::all(&workspace),
         Task::Tidy => tidy::check(&workspace),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// clap drops the first `--`, which memtrace must see: its words never go through clap.

@@ -3,9 +3,10 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
-use crate::command::{answer, capture, find, is_root, say};
+use crate::command::{answer, capture, find, is_root, quiet, say};
 
 /// Whether this machine's packages are managed with apt.
 pub fn available() -> bool {
@@ -148,6 +149,59 @@ fn listed(packages: &[&str]) -> String {
         [package] => format!("the package {package} is"),
         _ => format!("the packages {} are", packages.join(", ")),
     }
+}
+
+/// The names of the packages that match a regular expression, as far as the lists here know.
+pub fn known(pattern: &str) -> Result<Vec<String>> {
+    if lists_are_empty()
+        && let Some(root) = Root::reach()
+    {
+        update(&root)?;
+    }
+    let mut search = Command::new("apt-cache");
+    search.args(["search", "--names-only", pattern]);
+    let listing = capture(&mut search, "searching for packages")?;
+    let listing = String::from_utf8_lossy(&listing.stdout);
+    Ok(listing
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Fetches a package and unpacks its files into a new directory under `parent`, without installing
+/// it. The directory goes when the handle is dropped.
+pub fn unpack(package: &str, parent: &Path) -> Result<TempDir> {
+    let unwritable = || format!("cannot make a directory in {}", parent.display());
+    fs::create_dir_all(parent).with_context(unwritable)?;
+    let directory = tempfile::Builder::new()
+        .prefix("package-")
+        .tempdir_in(parent)
+        .with_context(unwritable)?;
+    let path = directory.path();
+    if let Err(error) = download(package, path) {
+        // An old list names versions that are gone.
+        let root = Root::reach().ok_or(error)?;
+        update(&root)?;
+        download(package, path)?;
+    }
+    let file = fs::read_dir(path)
+        .with_context(unwritable)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get downloaded no file of {package}"))?;
+    let mut extract = Command::new("dpkg-deb");
+    extract.arg("--extract").arg(file).arg(path);
+    quiet(&mut extract, &format!("unpacking {package}"))?;
+    Ok(directory)
+}
+
+fn download(package: &str, directory: &Path) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    // Without it root's apt-get warns that another user cannot write here.
+    apt.args(["-o", "APT::Sandbox::User=root", "download", package]);
+    run(apt.current_dir(directory), &format!("download {package}"))
 }
 
 /// How to become root.

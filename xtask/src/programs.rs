@@ -119,18 +119,46 @@ const NEEDS: &[Need] = &[
     ),
 ];
 
-/// Installs the missing ones.
+const VM_NEEDS: &[Need] = &[
+    need(
+        Sign::Program("qemu-system-x86_64"),
+        "qemu-system-x86",
+        "emulates a machine; its packages bring virtiofsd, too",
+    ),
+    need(
+        Sign::Program("cpio"),
+        "cpio",
+        "packs the file system that the kernel starts from",
+    ),
+    need(
+        Sign::Program("mkfs.ext4"),
+        "e2fsprogs",
+        "the machine's disk",
+    ),
+];
+
+/// Installs what tests need and is missing.
 pub fn ensure(workspace: &Workspace) -> Result<()> {
-    let mut missing: Vec<&str> = NEEDS
+    install_missing(NEEDS, "for tests")?;
+    redis_server(workspace)
+}
+
+/// Installs what the virtual machine needs and is missing.
+pub fn ensure_vm() -> Result<()> {
+    install_missing(VM_NEEDS, "for the virtual machine")
+}
+
+fn install_missing(needs: &[Need], why: &str) -> Result<()> {
+    let mut missing: Vec<&str> = needs
         .iter()
         .filter(|need| !need.sign.is_there())
         .map(|need| need.package)
         .collect();
     missing.dedup();
-    if !missing.is_empty() {
-        packages::install(&missing, "for tests")?;
+    if missing.is_empty() {
+        return Ok(());
     }
-    redis_server(workspace)
+    packages::install(&missing, why)
 }
 
 /// A `redis-server` on the tests' PATH where none is installed.

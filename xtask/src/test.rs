@@ -49,7 +49,7 @@ fn chooses_packages(arguments: &[OsString]) -> bool {
 }
 
 /// What is installed comes first: set-up adds only what is not.
-fn path_with_tools(workspace: &Workspace) -> Result<OsString> {
+pub fn path_with_tools(workspace: &Workspace) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = env::split_paths(&path).collect();
     directories.push(workspace.tools().join("bin"));

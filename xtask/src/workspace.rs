@@ -47,6 +47,11 @@ impl Workspace {
         self.target().join("bpf/build")
     }
 
+    /// Kernels for the virtual machine, and what its runs write.
+    pub fn vm(&self) -> PathBuf {
+        self.target().join("vm")
+    }
+
     /// Tools that set-up builds for this clone only.
     pub fn tools(&self) -> PathBuf {
         self.target().join("tools")

@@ -1,0 +1,112 @@
+//! What takes a machine of its own: swap, and whatever concerns every process there is.
+//!
+//! `cargo xtask vm` runs these; a machine that others use too has them ignored.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use memtrace::report::document::AddressSpace;
+use memtrace_tests::expect::{number, within};
+use memtrace_tests::workload::workload;
+use memtrace_tests::{Traced, trace};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+/// Asserts that this is the machine that `cargo xtask vm` boots.
+#[track_caller]
+fn in_vm() {
+    assert!(
+        std::env::var_os("MEMTRACE_TEST_VM").is_some(),
+        "this test takes a machine of its own: run `cargo xtask vm`"
+    );
+}
+
+/// Compares what is resident and what is swapped out with the process's own smaps.
+fn assert_as_smaps(traced: &Traced, seen: &Value) {
+    let space: &AddressSpace = &traced.process(number(seen, "pid")).address_space;
+    within(
+        1.0,
+        space.committed_bytes,
+        number(seen, "rss"),
+        "committed against Rss",
+    );
+    let swapped = space.swapped_bytes.expect("swapped bytes are measured");
+    within(1.0, swapped, number(seen, "swap"), "swapped against Swap");
+    let committed: u64 = space
+        .by_kind
+        .values()
+        .map(|kind| kind.committed_bytes)
+        .sum();
+    within(1.0, committed, space.committed_bytes, "committed by kind");
+    let accounted = space.lazy_bytes + space.committed_bytes + swapped;
+    within(
+        1.0,
+        accounted,
+        number(seen, "size"),
+        "lazy, committed and swapped against Size",
+    );
+}
+
+#[test]
+#[ignore = "needs swap: cargo xtask vm"]
+fn pages_that_were_paged_out_are_swapped_and_not_committed() {
+    in_vm();
+    let program = workload("lazy.c");
+    let traced = trace(&[program.as_os_str(), "paged-out".as_ref()]);
+    traced.finished.exited(0);
+    let seen = traced.finished.object();
+    // 64 MiB went out and 16 MiB came back; what the kernel had in hand at that moment stays.
+    let swap = number(&seen, "swap");
+    assert!(
+        (40 * MIB..=64 * MIB).contains(&swap),
+        "{swap} B in swap: is there any?"
+    );
+    assert_as_smaps(&traced, &seen);
+    let major = traced.first().faults.major;
+    assert!(major > 0, "what came back was waited for");
+}
+
+/// A control group with a limit, removed when dropped.
+struct Limited {
+    path: PathBuf,
+}
+
+impl Limited {
+    fn to(bytes: u64) -> Limited {
+        let path =
+            Path::new("/sys/fs/cgroup").join(format!("memtrace-test-{}", std::process::id()));
+        fs::create_dir(&path).expect("make a control group");
+        let limited = Limited { path };
+        fs::write(limited.path.join("memory.max"), bytes.to_string()).expect("limit its memory");
+        limited
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        // It is empty: what ran in it has ended and was waited for.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+#[test]
+#[ignore = "needs swap: cargo xtask vm"]
+fn pages_that_a_control_group_has_no_room_for_are_swapped_and_not_committed() {
+    in_vm();
+    let group = Limited::to(64 * MIB);
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec {} program-break",
+        group.path.display(),
+        workload("lazy.c").display()
+    );
+    let traced = trace(&["sh", "-c", &script]);
+    traced.finished.exited(0);
+    let seen = traced.finished.object();
+    let swap = number(&seen, "swap");
+    assert!(
+        swap >= 48 * MIB,
+        "{swap} B in swap of 128 MiB touched in 64 MiB"
+    );
+    assert_as_smaps(&traced, &seen);
+}

@@ -1,0 +1,109 @@
+//! The tests that run in the machine: the integration suite, compiled out here.
+
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::Job;
+use crate::{
+    build::{self, Output},
+    programs, test,
+    workspace::Workspace,
+};
+
+/// What must hold on another kernel, by the names of tests, in some five minutes: counts, sizes
+/// and faults that depend on what the kernel tells, and all that only this machine can show.
+const USUAL: &[&str] = &[
+    "heap::",
+    "leaks::",
+    "lazy::",
+    "faults::",
+    "processes::",
+    "vm_only::",
+];
+
+/// How many times as long as usual anything may take under emulation.
+const PATIENCE: &str = "10";
+
+const USUAL_LIMIT: Duration = Duration::from_secs(20 * 60);
+const CHOSEN_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
+
+/// The suite: the tests whose names have one of these in them, `all` for all, none for the usual.
+pub fn job(workspace: &Workspace, tests: &[String]) -> Result<Job> {
+    programs::ensure(workspace)?;
+    build::memtrace(workspace, Output::Shown)?;
+    let mut words = vec![
+        compile(workspace)?.into_os_string(),
+        "--include-ignored".into(),
+    ];
+    match tests {
+        [] => words.extend(USUAL.iter().map(Into::into)),
+        [all] if all == "all" => {}
+        chosen => words.extend(chosen.iter().map(Into::into)),
+    }
+    Ok(Job {
+        words,
+        directory: workspace.root().join("tests"),
+        environment: environment(workspace)?,
+        limit: if tests.is_empty() {
+            USUAL_LIMIT
+        } else {
+            CHOSEN_LIMIT
+        },
+    })
+}
+
+/// What a command in the machine finds in its environment.
+pub fn environment(workspace: &Workspace) -> Result<Vec<(&'static str, OsString)>> {
+    Ok(vec![
+        ("PATH", test::path_with_tools(workspace)?),
+        ("HOME", "/root".into()),
+        ("MEMTRACE_BIN", workspace.memtrace().into()),
+        ("MEMTRACE_TEST_VM", "1".into()),
+        ("MEMTRACE_TEST_PATIENCE", PATIENCE.into()),
+    ])
+}
+
+/// Compiles the suite and returns its program.
+fn compile(workspace: &Workspace) -> Result<PathBuf> {
+    let mut cargo = build::cargo_in(workspace);
+    cargo.args([
+        "test",
+        "--package",
+        "memtrace-tests",
+        "--test",
+        "suite",
+        "--no-run",
+    ]);
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    cargo.arg("--target-dir").arg(workspace.target());
+    let program = messages(&mut cargo)?
+        .iter()
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    program.context("cargo named no program of the suite")
+}
+
+fn messages(cargo: &mut Command) -> Result<Vec<Value>> {
+    let output = cargo
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!(
+            "compiling the suite failed ({}): its output is above",
+            output.status
+        );
+    }
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let parsed = lines
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>();
+    parsed.context("cargo's messages are not JSON")
+}
