@@ -35,10 +35,9 @@ fn scenario(arguments: &[&str]) -> Traced {
             number(&seen, "size"),
             "reserved against Size",
         );
-        let touched = space.lazy_bytes + space.committed_bytes + space.swapped_bytes.unwrap_or(0);
         within(
             1.0,
-            touched,
+            space.lazy_bytes + space.committed_bytes,
             space.reserved_bytes,
             "lazy and committed against reserved",
         );

@@ -131,6 +131,11 @@ const VM_NEEDS: &[Need] = &[
         "packs the file system that the kernel starts from",
     ),
     need(
+        Sign::Program("xz"),
+        "xz-utils",
+        "decompresses the modules of later kernels",
+    ),
+    need(
         Sign::Program("mkfs.ext4"),
         "e2fsprogs",
         "the machine's disk",

@@ -1,13 +1,18 @@
 //! Debian's stock kernel, from its package, without installing it.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::{command::say, packages, workspace::Workspace};
+use crate::{
+    command::{quiet, say},
+    packages,
+    workspace::Workspace,
+};
 
 /// What the machine needs before it has a file system, in an order in which each finds what it
 /// depends on.
@@ -64,9 +69,12 @@ impl Kernel {
         self.directory.join("vmlinuz")
     }
 
-    /// The modules, in the order to load them.
+    /// The modules, in the order to load them; the others are built into the image.
     pub fn modules(&self) -> impl Iterator<Item = PathBuf> {
-        MODULES.iter().map(|name| self.directory.join(module(name)))
+        MODULES
+            .iter()
+            .map(|name| self.directory.join(module(name)))
+            .filter(|path| path.exists())
     }
 }
 
@@ -82,13 +90,29 @@ fn keep(unpacked: &Path, directory: &Path) -> Result<()> {
         .into_iter()
         .find(|path| has_name(path, |name| name.starts_with("vmlinuz-")));
     fs::rename(image.context("no vmlinuz in it")?, whole.join("vmlinuz"))?;
-    let modules = files_under(&unpacked.join("lib/modules"))?;
-    for name in MODULES.map(module) {
-        let path = modules
+    let files = files_under(&unpacked.join("lib/modules"))?;
+    let named = |wanted: &str| {
+        files
             .iter()
-            .find(|path| has_name(path, |file| file == name));
-        let path = path.with_context(|| format!("no {name} in it"))?;
-        fs::rename(path, whole.join(name))?;
+            .find(|path| has_name(path, |name| name == wanted))
+    };
+    let builtin = named("modules.builtin").context("no modules.builtin in it")?;
+    let builtin = fs::read_to_string(builtin)?;
+    for name in MODULES.map(module) {
+        let kept = whole.join(&name);
+        if let Some(path) = named(&name) {
+            fs::rename(path, kept)?;
+        } else if let Some(path) = named(&format!("{name}.xz")) {
+            let mut decompress = Command::new("xz");
+            decompress.args(["--decompress", "--stdout"]).arg(path);
+            decompress.stdout(File::create(kept)?);
+            quiet(&mut decompress, "decompressing a module")?;
+        } else if !builtin
+            .lines()
+            .any(|line| line.ends_with(&format!("/{name}")))
+        {
+            bail!("no {name} in it");
+        }
     }
     fs::rename(&whole, directory)?;
     Ok(())
