@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use memtrace::report::document::{Faults, Process};
+use memtrace_tests::child::deadline;
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::workload::{tool, workload};
 use memtrace_tests::{Running, Scratch, Traced, memtrace, trace, trace_with};
@@ -291,7 +292,7 @@ fn events_of_all_cpus_go_with_the_program_that_needed_them() {
             .filter(|name| name.ends_with("anon_inode:[perf_event]"))
             .count()
     };
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = deadline();
     let until = |wanted: &dyn Fn(usize) -> bool, what: &str| loop {
         let now = events();
         if wanted(now) {
