@@ -1,6 +1,9 @@
 //! Leaks are named by the function that made them.
 
+use std::collections::BTreeMap;
+
 use memtrace::report::document::Leak;
+use memtrace::report::stack::title;
 use memtrace_tests::workload::{build, workload};
 use memtrace_tests::{Traced, trace, trace_with};
 
@@ -104,4 +107,40 @@ fn without_stacks_bytes_and_blocks_are_the_same() {
             .iter()
             .all(|leak| leak.stack.is_empty())
     );
+}
+
+#[test]
+fn a_site_is_called_after_the_caller_and_not_the_plumbing() {
+    let traced = trace(&[workload("plumbing.cpp")]);
+    traced.finished.exited(0);
+    let ours = [
+        "build_text",
+        "fill_map",
+        "fill_vector",
+        "keep_share",
+        "make_object",
+        "use_wrappers",
+    ];
+    let mut callers = BTreeMap::new();
+    for leak in &traced.first().leaks {
+        let title = title(&leak.stack);
+        let name = title.split(['(', ' ']).next().unwrap_or_default();
+        // libstdc++ allocates a pool of its own before main.
+        if !ours.contains(&name) {
+            continue;
+        }
+        *callers.entry(name.to_owned()).or_insert(0) += leak.bytes;
+        // What is not in the headline is in the stack.
+        let innermost = leak.stack[0].function.as_deref().unwrap_or_default();
+        assert!(
+            innermost.starts_with("operator new") || innermost.starts_with("xmalloc"),
+            "{leak:?}"
+        );
+    }
+    let found: Vec<&str> = callers.keys().map(String::as_str).collect();
+    assert_eq!(found, ours, "{:?}", traced.first().leaks);
+    assert_eq!(callers["make_object"], 1000);
+    assert_eq!(callers["use_wrappers"], 777);
+    // 512 values and their vector of three pointers.
+    assert_eq!(callers["fill_vector"], 512 * 4 + 24);
 }

@@ -41,6 +41,9 @@ const WRAPPERS: &[&str] = &[
     "nmalloc",
     "nrealloc",
     "alloc",
+    "allocate",
+    "vasprintf",
+    "asprintf",
 ];
 
 const PREFIXES: &[&str] = &[
@@ -58,6 +61,81 @@ const PREFIXES: &[&str] = &[
     "x2",
     "xx",
     "x",
+];
+
+/// Beginnings of names, leading underscores apart, of what larger programs put between malloc and themselves.
+const FAMILIES: &[&str] = &[
+    // C++ exceptions.
+    "cxa_allocate_exception",
+    // CPython.
+    "PyMem_",
+    "PyObject_Malloc",
+    "PyObject_Calloc",
+    "PyObject_Realloc",
+    "PyObject_Alloc",
+    "PyObject_Arena",
+    "PyObject_New",
+    "PyObject_GC_New",
+    "PyObject_GC_Resize",
+    "PyType_GenericAlloc",
+    "PyType_AllocNoTrack",
+    "pymalloc_",
+    "gc_alloc",
+    // SQLite.
+    "sqlite3_malloc",
+    "sqlite3_realloc",
+    "sqlite3Malloc",
+    "sqlite3Realloc",
+    "sqlite3MemMalloc",
+    "sqlite3MemRealloc",
+    "sqlite3DbMalloc",
+    "sqlite3DbRealloc",
+    "mallocWithAlarm",
+    // Redis.
+    "zmalloc_",
+    "zcalloc_",
+    "zrealloc_",
+    "ztrymalloc",
+    "ztrycalloc",
+    "ztryrealloc",
+    // OpenSSL.
+    "CRYPTO_malloc",
+    "CRYPTO_zalloc",
+    "CRYPTO_calloc",
+    "CRYPTO_realloc",
+    "CRYPTO_strdup",
+    "CRYPTO_memdup",
+    // libxml2, Perl, Ruby, PostgreSQL.
+    "xmlStrdup",
+    "xmlStrndup",
+    "Perl_safesys",
+    "ruby_xmalloc",
+    "ruby_xcalloc",
+    "ruby_xrealloc",
+    "objspace_x",
+    "palloc",
+    "pg_malloc",
+    "pg_strdup",
+    "AllocSetAlloc",
+    "AllocSetRealloc",
+    "MemoryContextAlloc",
+];
+
+/// Beginnings of file names of libraries that allocate on behalf of whoever calls them: C and C++ libraries,
+/// the loader, allocators.
+const MODULES: &[&str] = &[
+    "libc.so",
+    "libc-2.",
+    "libc.musl",
+    "ld-linux",
+    "ld-musl",
+    "libpthread",
+    "libstdc++.so",
+    "libc++.so",
+    "libc++abi.so",
+    "libjemalloc",
+    "libtcmalloc",
+    "libmimalloc",
 ];
 
 /// Beginnings of names of Rust's own allocation path.
@@ -135,6 +213,9 @@ pub fn name(frame: &Frame) -> String {
 
 /// Whether the frame allocates on behalf of its caller.
 pub fn is_plumbing(frame: &Frame) -> bool {
+    if frame.module.as_deref().is_some_and(is_library) {
+        return true;
+    }
     let Some(function) = &frame.function else {
         return false;
     };
@@ -150,6 +231,17 @@ pub fn is_plumbing(frame: &Frame) -> bool {
         .any(|prefix| plain.starts_with(prefix))
         || LIBRARIES.iter().any(|library| plain.starts_with(library))
         || is_wrapper(plain)
+        || of_family(plain)
+}
+
+fn is_library(module: &str) -> bool {
+    let name = base_name(module);
+    MODULES.iter().any(|library| name.starts_with(library))
+}
+
+fn of_family(function: &str) -> bool {
+    let plain = function.trim_start_matches('_');
+    FAMILIES.iter().any(|family| plain.starts_with(family))
 }
 
 /// `<alloc::vec::Vec<T> as …>` is the library's; `<app::Thing as core::clone::Clone>` is the program's.
@@ -234,6 +326,17 @@ mod tests {
             "void std::vector<int>::_M_realloc_insert<int>(int&&)",
             "alloc::alloc::alloc",
             "__rust_alloc",
+            "__cxa_allocate_exception",
+            "_PyMem_RawMalloc",
+            "PyObject_Malloc",
+            "_PyObject_GC_New",
+            "PyType_GenericAlloc",
+            "sqlite3DbMallocRawNN",
+            "ztrymalloc_usable_internal",
+            "CRYPTO_zalloc",
+            "__vasprintf",
+            "std::__cxx11::basic_string<char>::_M_create(unsigned long&, unsigned long)",
+            "std::pair<int, int>* std::allocator<std::pair<int, int> >::allocate(unsigned long)",
             "__rustc[12ab]::__rust_alloc",
             "<alloc::vec::Vec<T,A> as core::clone::Clone>::clone",
             "<T as alloc::slice::hack::ConvertVec>::to_vec",
@@ -258,13 +361,16 @@ mod tests {
             "std",
             "Tree::insert(std::string const&)",
             "std_vector(void (*)(int))",
+            "PyList_New",
+            "sqlite3BtreeOpen",
+            "App::PyMem_Cache::get()",
         ] {
             assert!(
                 !is_plumbing(&named(function)) || function == "xnew",
                 "{function}"
             );
         }
-        assert!(!is_plumbing(&nameless("/lib/libc.so.6", 1)));
+        assert!(!is_plumbing(&nameless("/lib/libcurl.so.4", 1)));
     }
 
     #[test]
@@ -277,6 +383,10 @@ mod tests {
         ];
         assert_eq!(title(&stack), "grow (a.c:7)");
         assert_eq!(title(&stack[..2]), "malloc");
+        let opened = [nameless("/usr/lib/libc.so.6", 0x7f12), named("open_log")];
+        assert_eq!(title(&opened), "open_log");
+        let start = nameless("/usr/lib/libc.so.6", 0x27249);
+        assert_eq!(title(&[start]), "libc.so.6+0x27249");
         assert_eq!(title(&[]), NO_STACK);
     }
 
