@@ -111,6 +111,11 @@ const NEEDS: &[Need] = &[
         "bpftrace",
         "another tracer on the same symbol",
     ),
+    need(
+        Sign::Program("xz"),
+        "xz-utils",
+        "makes MiniDebugInfo as distributions do",
+    ),
     need(Sign::Program("go"), "golang-go", "Go with cgo under trace"),
     need(
         Sign::File("/usr/bin/python3"),

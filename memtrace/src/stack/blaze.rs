@@ -1,16 +1,27 @@
-//! Symbolization with blazesym: ELF symbols, DWARF with inlined functions, split debug files.
+//! Symbolization with blazesym: ELF symbols, DWARF with inlined functions, split debug files, the kernel's
+//! symbols. What is in no file, generated code and the vDSO, is looked up here.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    time::SystemTime,
+};
 
-use blazesym::symbolize::{
-    self, CodeInfo, Input, Sym, Symbolized,
-    source::{Elf, Source},
+use blazesym::{
+    MaybeDefault,
+    symbolize::{
+        self, CodeInfo, Input, Sym, Symbolized,
+        source::{Elf, Kernel, Source},
+    },
 };
 use rustc_hash::FxHashMap;
 
 use super::{
+    debug_file::{DebugFile, DebugFiles},
     module::{ModuleId, Modules},
+    perf_map::PerfMap,
     symbolize::{Frame, Mapping, Process, Symbolizer},
+    vdso::Vdso,
 };
 use crate::event::{Symbol, SymbolFunction};
 
@@ -19,25 +30,26 @@ const NAMES: usize = 1 << 18;
 
 /// Symbolizer on blazesym.
 ///
-/// Debug files are found by `.gnu_debuglink` and by build ID, under /usr/lib/debug and /lib/debug.
+/// Debug files are found by `.gnu_debuglink` and as [`DebugFiles`] says.
 /// Files are mapped while they are read: one that is cut short in that moment ends the process with
 /// SIGBUS, as it does with any tool that maps files.
 #[derive(Debug)]
 pub struct Blaze {
     inner: symbolize::Symbolizer,
     modules: Modules,
+    debug_files: DebugFiles,
+    /// Debug files of modules that were asked for.
+    found: FxHashMap<ModuleId, Option<DebugFile>>,
     names: FxHashMap<(ModuleId, u64), Box<[SymbolFunction]>>,
+    perf_maps: FxHashMap<u32, PerfMap>,
+    vdso: Option<Vdso>,
+    since: SystemTime,
 }
 
-impl Default for Blaze {
-    fn default() -> Self {
-        Self {
-            inner: inner(),
-            modules: Modules::default(),
-            names: FxHashMap::default(),
-        }
-    }
-}
+/// What is written before a kernel function's name in place of a module.
+const KERNEL: &str = "[kernel]";
+/// The upper half of the address space is the kernel's.
+const KERNEL_HALF: u64 = 1 << 63;
 
 /// Files are kept open by [`Modules`], so none that is known already needs to be looked at again.
 fn inner() -> symbolize::Symbolizer {
@@ -76,17 +88,44 @@ impl Symbolizer for Blaze {
         for (module, mut offsets) in missing {
             offsets.sort_unstable();
             offsets.dedup();
-            self.look_up(module, &offsets);
+            self.look_up(process.pid, module, &offsets);
         }
+        let kernel = self.look_up_kernel(frames);
         frames
             .iter()
             .zip(&located)
-            .map(|(frame, at)| self.symbol(*frame, at.as_ref()))
+            .map(|(frame, at)| match (at, kernel.get(frame)) {
+                (None, Some(functions)) => Symbol {
+                    module: Some(KERNEL.into()),
+                    functions: functions.clone(),
+                    ..nameless(frame.address)
+                },
+                (None, None) => self.generated(process, *frame),
+                (Some(at), _) => self.symbol(*frame, at),
+            })
             .collect()
     }
 }
 
 impl Blaze {
+    /// A symbolizer for processes of which none that has ended by now started before `since`.
+    pub fn new(since: SystemTime) -> Self {
+        Self::with(since, DebugFiles::of_machine())
+    }
+
+    pub(super) fn with(since: SystemTime, debug_files: DebugFiles) -> Self {
+        Self {
+            inner: inner(),
+            modules: Modules::default(),
+            debug_files,
+            found: FxHashMap::default(),
+            names: FxHashMap::default(),
+            perf_maps: FxHashMap::default(),
+            vdso: None,
+            since,
+        }
+    }
+
     fn locate<'a>(&mut self, process: &Process<'a>, frame: Frame) -> Option<Located<'a>> {
         let address = frame.lookup();
         let holds = |mapping: &&Mapping| (mapping.start..mapping.end).contains(&address);
@@ -102,47 +141,133 @@ impl Blaze {
         })
     }
 
-    fn look_up(&mut self, module: ModuleId, offsets: &[u64]) {
-        let found = self
-            .modules
-            .get(module)
-            .and_then(|module| module.path.clone())
-            .and_then(|path| {
-                let source = Source::Elf(Elf::new(path));
-                // blazesym trusts what debug information says of itself in places and may panic on a
-                // damaged file. What it was doing then is not to be relied on: it is replaced.
-                let caught = catch_unwind(AssertUnwindSafe(|| {
-                    let found = self
-                        .inner
-                        .symbolize(&source, Input::FileOffset(offsets))
-                        .ok()?;
-                    Some(found.iter().map(functions).collect::<Vec<_>>())
-                }));
-                caught.unwrap_or_else(|_panic| {
-                    self.inner = inner();
-                    self.modules.give_up(module);
-                    None
-                })
-            });
-        let found = found.unwrap_or_default();
-        for (index, &offset) in offsets.iter().enumerate() {
-            self.names.insert(
-                (module, offset),
-                found.get(index).cloned().unwrap_or_default(),
-            );
+    fn look_up(&mut self, pid: Option<u32>, module: ModuleId, offsets: &[u64]) {
+        let found = self.read(pid, module, offsets);
+        for (&offset, functions) in offsets.iter().zip(found) {
+            self.names.insert((module, offset), functions);
         }
     }
 
-    fn symbol(&self, frame: Frame, located: Option<&Located<'_>>) -> Symbol {
-        let Some(at) = located else {
-            return Symbol {
-                address: frame.address,
-                module: None,
-                build_id: None,
-                offset: None,
-                functions: Box::default(),
-            };
+    /// Names from the module's debug file, and from the module what that does not name.
+    fn read(
+        &mut self,
+        pid: Option<u32>,
+        module: ModuleId,
+        offsets: &[u64],
+    ) -> Vec<Box<[SymbolFunction]>> {
+        let mut names = vec![Box::default(); offsets.len()];
+        let Some((path, build_id)) = self.modules.get(module).and_then(|module| {
+            let path = module.path.clone()?;
+            Some((path, module.build_id.clone()))
+        }) else {
+            if let Some(vdso) = self.vdso_of(module) {
+                let named = |offset: &u64| vdso.find(*offset).map(bare).into_iter().collect();
+                return offsets.iter().map(named).collect();
+            }
+            return names;
         };
+        if !self.found.contains_key(&module) {
+            let found = self.debug_files.find(pid, &path, build_id.as_deref());
+            self.found.insert(module, found);
+        }
+        if let Some(Some(debug)) = self.found.get(&module) {
+            let places: Vec<(usize, u64)> = (offsets.iter().enumerate())
+                .filter_map(|(at, &offset)| Some((at, debug.address(offset)?)))
+                .collect();
+            let addresses: Vec<u64> = places.iter().map(|(_, address)| *address).collect();
+            let debug = debug.path();
+            let found = self.query(module, &debug, Input::VirtOffset(&addresses));
+            for ((at, _), functions) in places.into_iter().zip(found) {
+                names[at] = functions;
+            }
+        }
+        let rest: Vec<usize> = (0..names.len())
+            .filter(|&at| names[at].is_empty())
+            .collect();
+        let asked: Vec<u64> = rest.iter().map(|&at| offsets[at]).collect();
+        let found = self.query(module, &path, Input::FileOffset(&asked));
+        for (at, functions) in rest.into_iter().zip(found) {
+            names[at] = functions;
+        }
+        names
+    }
+
+    /// Asks blazesym, for symbols alone where the debug information cannot be read. Empty if the file cannot.
+    fn query(
+        &mut self,
+        module: ModuleId,
+        path: &Path,
+        input: Input<&[u64]>,
+    ) -> Vec<Box<[SymbolFunction]>> {
+        let elf = |debug_syms| {
+            let mut elf = Elf::new(path);
+            elf.debug_syms = debug_syms;
+            Source::Elf(elf)
+        };
+        // blazesym trusts what debug information says of itself in places and may panic on a damaged file.
+        // What it was doing then is not to be relied on: it is replaced.
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let found = self.inner.symbolize(&elf(true), input);
+            let found = found.or_else(|_| self.inner.symbolize(&elf(false), input));
+            Some(found.ok()?.iter().map(functions).collect::<Vec<_>>())
+        }));
+        let found = caught.unwrap_or_else(|_panic| {
+            self.inner = inner();
+            self.modules.give_up(module);
+            None
+        });
+        found.unwrap_or_default()
+    }
+
+    /// Names of the frames in the kernel, from /proc/kallsyms: not that of another kernel's image on the disk.
+    fn look_up_kernel(&mut self, frames: &[Frame]) -> FxHashMap<Frame, Box<[SymbolFunction]>> {
+        let frames: Vec<Frame> = frames
+            .iter()
+            .copied()
+            .filter(|frame| frame.address >= KERNEL_HALF)
+            .collect();
+        if frames.is_empty() {
+            return FxHashMap::default();
+        }
+        let addresses: Vec<u64> = frames.iter().map(|frame| frame.lookup()).collect();
+        let source = Source::Kernel(Kernel {
+            vmlinux: MaybeDefault::None,
+            debug_syms: false,
+            ..Kernel::default()
+        });
+        match self.inner.symbolize(&source, Input::AbsAddr(&addresses)) {
+            Ok(found) => frames
+                .into_iter()
+                .zip(found.iter().map(functions))
+                .collect(),
+            Err(error) => {
+                log::debug!("the kernel's symbols: {error}");
+                FxHashMap::default()
+            }
+        }
+    }
+
+    /// Code in no file: perhaps a runtime generated it and told its name.
+    fn generated(&mut self, process: &Process<'_>, frame: Frame) -> Symbol {
+        let Some(pid) = process.pid else {
+            return nameless(frame.address);
+        };
+        let since = self.since;
+        let map = self.perf_maps.entry(pid);
+        let map = map.or_insert_with(|| PerfMap::of(pid, since));
+        let functions = map.find(frame.lookup()).map(bare).into_iter().collect();
+        Symbol {
+            functions,
+            ..nameless(frame.address)
+        }
+    }
+
+    fn vdso_of(&mut self, module: ModuleId) -> Option<&Vdso> {
+        let is_vdso = self.modules.get(module)?.is_vdso;
+        is_vdso.then(|| &*self.vdso.get_or_insert_with(Vdso::read))
+    }
+
+    fn symbol(&self, frame: Frame, at: &Located<'_>) -> Symbol {
         Symbol {
             address: frame.address,
             module: Some(at.mapping.path.clone()),
@@ -157,6 +282,25 @@ impl Blaze {
                 .cloned()
                 .unwrap_or_default(),
         }
+    }
+}
+
+fn nameless(address: u64) -> Symbol {
+    Symbol {
+        address,
+        module: None,
+        build_id: None,
+        offset: None,
+        functions: Box::default(),
+    }
+}
+
+/// A function of which only the name is known.
+fn bare(name: &str) -> SymbolFunction {
+    SymbolFunction {
+        name: name.into(),
+        file: None,
+        line: None,
     }
 }
 
@@ -194,4 +338,4 @@ fn function(name: &str, info: Option<&CodeInfo<'_>>) -> SymbolFunction {
 
 #[cfg(test)]
 #[path = "blaze_tests.rs"]
-mod tests;
+pub(super) mod tests;

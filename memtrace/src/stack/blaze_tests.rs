@@ -23,7 +23,7 @@ int main(int c, char **) { if (c > 1) pause(); return outer(c) + names::inside(c
 ";
 
 /// The program, compiled with debug information; it sleeps when it gets an argument.
-fn program(directory: &Path, arguments: &[&str]) -> PathBuf {
+pub(in crate::stack) fn program(directory: &Path, arguments: &[&str]) -> PathBuf {
     let source = directory.join("source.cc");
     std::fs::write(&source, SOURCE).unwrap();
     let program = directory.join("program");
@@ -43,7 +43,7 @@ fn program(directory: &Path, arguments: &[&str]) -> PathBuf {
 }
 
 /// Address and file offset of a function; the first page of text is mapped at its file offset.
-fn address(program: &Path, name: &str) -> u64 {
+pub(in crate::stack) fn address(program: &Path, name: &str) -> u64 {
     let data = std::fs::read(program).unwrap();
     let file = object::File::parse(&*data).unwrap();
     file.symbols()
@@ -53,7 +53,7 @@ fn address(program: &Path, name: &str) -> u64 {
 }
 
 /// All of the file mapped at `BASE`.
-fn mapping(path: &Path) -> Mapping {
+pub(in crate::stack) fn mapping(path: &Path) -> Mapping {
     let length = std::fs::metadata(path).unwrap().len();
     let path = path.to_str().unwrap().into();
     Mapping {
@@ -65,9 +65,13 @@ fn mapping(path: &Path) -> Mapping {
     }
 }
 
-const BASE: u64 = 0x5555_0000_0000;
+fn blaze() -> Blaze {
+    Blaze::with(SystemTime::now(), DebugFiles::of_machine())
+}
 
-fn exact(address: u64) -> Frame {
+pub(in crate::stack) const BASE: u64 = 0x5555_0000_0000;
+
+pub(in crate::stack) fn exact(address: u64) -> Frame {
     Frame {
         address,
         exact: true,
@@ -97,8 +101,7 @@ fn a_return_address_is_named_by_its_call_with_what_is_inlined() {
     };
     let call = BASE + after_call(&program, "_Z5outeri");
     let inside = BASE + address(&program, "_ZN5names6insideEi");
-    let found =
-        Blaze::default().symbolize(&process, &[Frame::caller(call), exact(inside), exact(7)]);
+    let found = blaze().symbolize(&process, &[Frame::caller(call), exact(inside), exact(7)]);
 
     assert_eq!(found[0].address, call);
     assert_eq!(found[0].offset, Some(call - BASE));
@@ -152,7 +155,7 @@ fn names_come_from_debug_files_too() {
         pid: None,
         mappings: &mappings,
     };
-    let found = Blaze::default().symbolize(&process, &[exact(BASE + start)]);
+    let found = blaze().symbolize(&process, &[exact(BASE + start)]);
     assert_eq!(
         found[0].functions.last().map(|one| &*one.name),
         Some("outer(int)")
@@ -168,7 +171,7 @@ fn a_file_with_another_build_id_is_not_used() {
     let mut other = mapping(&program);
     other.build_id = [0xab, 0xcd].into();
     let mappings = [other];
-    let mut blaze = Blaze::default();
+    let mut blaze = blaze();
     let found = blaze.symbolize(
         &Process {
             pid: None,
@@ -236,7 +239,7 @@ fn a_deleted_program_is_read_while_its_process_lives_and_known_afterwards() {
         mappings: &mappings,
     };
     let frames = [exact(mappings[0].start - mappings[0].offset + offset)];
-    let mut blaze = Blaze::default();
+    let mut blaze = blaze();
     // The first address is not asked for until the process is gone.
     let first = blaze.symbolize(&process, &[exact(frames[0].address + 1)]);
     assert_eq!(&*first[0].functions[0].name, "outer(int)");
@@ -261,7 +264,7 @@ fn what_is_no_file_has_no_module() {
         mapping("/dev/null", 0x4000),
     ];
     let frames = [exact(0x1010), exact(0x2010), exact(0x3010), exact(0x4010)];
-    let found = Blaze::default().symbolize(
+    let found = blaze().symbolize(
         &Process {
             pid: None,
             mappings: &mappings,
@@ -292,7 +295,7 @@ fn a_damaged_file_gives_no_names_and_no_panic() {
                 ..mapping(&path)
             }];
             let frames = [0, 0x1140, 0x98930, 0x99000].map(|offset| exact(BASE + offset));
-            let found = Blaze::default().symbolize(
+            let found = blaze().symbolize(
                 &Process {
                     pid: None,
                     mappings: &mappings,
@@ -315,7 +318,7 @@ fn a_damaged_file_gives_no_names_and_no_panic() {
             .step_by(16)
             .map(|offset| exact(BASE + offset))
             .collect();
-        let found = Blaze::default().symbolize(
+        let found = blaze().symbolize(
             &Process {
                 pid: None,
                 mappings: &mappings,
@@ -324,4 +327,107 @@ fn a_damaged_file_gives_no_names_and_no_panic() {
         );
         assert_eq!(found.len(), frames.len());
     }
+}
+
+/// One name for one address.
+fn name_of(mapping: Mapping, address: u64) -> Option<String> {
+    let mappings = [mapping];
+    let process = Process {
+        pid: None,
+        mappings: &mappings,
+    };
+    let found = blaze().symbolize(&process, &[exact(address)]);
+    found[0].functions.last().map(|one| one.name.to_string())
+}
+
+#[test]
+fn a_debug_file_with_a_wrong_sum_does_not_hide_the_symbols() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(directory.path(), &[]);
+    let start = address(&program, "_Z5outeri");
+    for arguments in [
+        &["--only-keep-debug", "program", "program.debug"][..],
+        &["--strip-debug", "program"],
+        &["--add-gnu-debuglink=program.debug", "program"],
+        &["--remove-section=.debug_line", "program.debug"],
+    ] {
+        objcopy(directory.path(), arguments);
+    }
+    let name = name_of(mapping(&program), BASE + start);
+    assert_eq!(name.as_deref(), Some("outer(int)"));
+}
+
+pub(in crate::stack) fn objcopy(directory: &Path, arguments: &[&str]) {
+    let status = Command::new("objcopy")
+        .current_dir(directory)
+        .args(arguments)
+        .status()
+        .unwrap();
+    assert!(status.success(), "apt-get install binutils");
+}
+
+#[test]
+fn rust_is_demangled() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("source.rs");
+    let text = "mod deep { #[inline(never)] pub fn run(x: u32) -> u32 { std::hint::black_box(x) } }
+fn main() { deep::run(7); }";
+    std::fs::write(&source, text).unwrap();
+    let program = directory.path().join("program");
+    let status = Command::new("rustc")
+        .args(["-O", "-o"])
+        .args([&program, &source])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let data = std::fs::read(&program).unwrap();
+    let file = object::File::parse(&*data).unwrap();
+    let symbol = file
+        .symbols()
+        .find(|symbol| symbol.name().is_ok_and(|name| name.contains("4deep3run")))
+        .unwrap();
+    // Text is mapped elsewhere than it lies in the file.
+    let offset = object::ObjectSegment::file_range;
+    let segment = object::Object::segments(&file)
+        .find(|segment| {
+            let start = object::ObjectSegment::address(segment);
+            (start..start + object::ObjectSegment::size(segment)).contains(&symbol.address())
+        })
+        .unwrap();
+    let place = symbol.address() - object::ObjectSegment::address(&segment) + offset(&segment).0;
+    let name = name_of(mapping(&program), BASE + place).unwrap();
+    assert!(name.ends_with("::deep::run"), "{name}");
+}
+
+#[test]
+fn the_vdso_has_names() {
+    let vdso = Mapping {
+        start: 0x3000,
+        end: 0x6000,
+        path: "[vdso]".into(),
+        ..Mapping::default()
+    };
+    let vdso_functions = Vdso::read();
+    let offset = (0..0x3000)
+        .find(|offset| vdso_functions.find(*offset) == Some("__vdso_getcpu"))
+        .unwrap();
+    let name = name_of(vdso, 0x3000 + offset);
+    assert_eq!(name.as_deref(), Some("__vdso_getcpu"));
+}
+
+#[test]
+fn a_fault_in_the_kernel_is_named_by_its_own_list() {
+    let list = std::fs::read_to_string("/proc/kallsyms").unwrap();
+    let line = list
+        .lines()
+        .find(|line| line.ends_with(" T vfs_read"))
+        .unwrap();
+    let start = u64::from_str_radix(line.split_once(' ').unwrap().0, 16).unwrap();
+    let process = Process::default();
+    let found = blaze().symbolize(&process, &[exact(start + 4), exact(KERNEL_HALF)]);
+    // The list hides its addresses from all but root.
+    let expected = (start != 0).then_some("vfs_read");
+    let name = found[0].functions.first().map(|one| &*one.name);
+    assert_eq!(name, expected);
+    assert!(found[1].functions.is_empty(), "{found:?}");
 }

@@ -1,5 +1,9 @@
 //! Call stacks: names for the addresses in them.
 
 mod blaze;
+mod debug_file;
+mod debuginfod;
 mod module;
+mod perf_map;
 pub mod symbolize;
+mod vdso;

@@ -27,6 +27,8 @@ pub(super) struct Module {
     pub(super) path: Option<PathBuf>,
     /// Hexadecimal build ID: of the file, else as recorded.
     pub(super) build_id: Option<Box<str>>,
+    /// It is the kernel's page of code, which is in no file.
+    pub(super) is_vdso: bool,
     /// Keeps `path` valid, which names the descriptor, when the file is deleted or replaced.
     _file: Option<File>,
 }
@@ -117,6 +119,7 @@ impl Modules {
         }
         self.modules.push(Module {
             build_id: hexadecimal(&mapping.build_id),
+            is_vdso: &*mapping.path == "[vdso]",
             ..Module::default()
         });
         self.modules.len() - 1
@@ -129,12 +132,14 @@ impl Modules {
             Module {
                 path: Some(path),
                 build_id,
+                is_vdso: false,
                 _file: Some(file),
             }
         } else {
             Module {
                 path: Some(path),
                 build_id,
+                is_vdso: false,
                 _file: None,
             }
         };
@@ -165,7 +170,8 @@ fn places(pid: Option<u32>, mapping: &Mapping) -> Vec<PathBuf> {
     places.into_iter().map(PathBuf::from).collect()
 }
 
-fn read_build_id(file: &File) -> Option<Box<str>> {
+/// The build ID that the file says, in hexadecimal.
+pub(super) fn read_build_id(file: &File) -> Option<Box<str>> {
     // Reads the headers and the note only, not the whole file.
     let cache = ReadCache::new(file.try_clone().ok()?);
     let parsed = object::File::parse(&cache).ok()?;

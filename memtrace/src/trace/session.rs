@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     rc::Rc,
+    time::SystemTime,
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -70,6 +71,8 @@ pub struct Session {
     executed: HashSet<Pid>,
     unfollowed: Unfollowed,
     cgroups: HashMap<Pid, Box<str>>,
+    /// When the trace began.
+    began: SystemTime,
     modules: Modules,
     batch: Vec<Event>,
 }
@@ -109,6 +112,7 @@ impl Session {
             executed: HashSet::new(),
             unfollowed: Unfollowed::default(),
             cgroups: HashMap::new(),
+            began: SystemTime::now(),
             modules: Modules::default(),
             batch: Vec::new(),
         };
@@ -345,7 +349,7 @@ impl Session {
 
     /// Names the frames of every site that is in the report.
     fn symbolize(&mut self) {
-        let mut symbolizer = Blaze::default();
+        let mut symbolizer = Blaze::new(self.began);
         let time_ns = seed::now_ns();
         for pid in self.model.pids() {
             let unnamed = self.model.unnamed(pid);
