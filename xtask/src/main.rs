@@ -90,13 +90,22 @@ fn dispatch() -> Result<ExitCode> {
         Task::BuildEbpf => ebpf::build(&workspace, &setup::for_ebpf(&workspace)?),
         Task::Build => build::memtrace(&workspace, build::Output::Shown),
         Task::Memtrace { arguments } => run::memtrace(&workspace, &arguments),
-        Task::Test { arguments } => test::all(&workspace, &arguments),
+        Task::Test { arguments } => return test(&workspace, &arguments),
         Task::Bench(bench) => bench.run(&workspace),
         Task::Vm(vm) => return vm.run(&workspace),
         Task::Lint => lint::all(&workspace),
         Task::Tidy => tidy::check(&workspace),
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// The tests on this kernel and, unless some were chosen, those that depend on it on an older one.
+fn test(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {
+    test::all(workspace, arguments)?;
+    if arguments.is_empty() {
+        return vm::Vm::usual().run(workspace);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// clap drops the first `--`, which memtrace must see: its words never go through clap.

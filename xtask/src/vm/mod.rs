@@ -35,7 +35,7 @@ use crate::{
 #[derive(clap::Args)]
 pub struct Vm {
     /// The kernel's series, as Debian's packages name it
-    #[arg(long, default_value = "6.1")]
+    #[arg(long, default_value = OLDEST)]
     kernel: String,
     /// Tests whose names have this in them, `all` for all [default: those that depend on the
     /// kernel and take minutes]
@@ -54,10 +54,22 @@ struct Job {
     limit: Duration,
 }
 
+/// The series of the oldest kernel that memtrace runs on.
+const OLDEST: &str = "6.1";
+
 /// Long enough for a command that a person waits for.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 impl Vm {
+    /// The usual tests on the oldest kernel.
+    pub fn usual() -> Self {
+        Self {
+            kernel: OLDEST.to_owned(),
+            tests: Vec::new(),
+            words: Vec::new(),
+        }
+    }
+
     /// Boots, runs and powers off; the exit status is the command's or the suite's.
     pub fn run(self, workspace: &Workspace) -> Result<ExitCode> {
         if !is_root() {
