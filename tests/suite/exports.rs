@@ -1,14 +1,15 @@
 //! Stacks for other programs: their sums are the workload's own counts, and other programs open them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use memtrace::report::document::{FaultSite, Frame};
 use memtrace_tests::binary::memtrace;
 use memtrace_tests::child::run;
-use memtrace_tests::expect::number;
+use memtrace_tests::expect::{number, within};
 use memtrace_tests::workload::{tool, workload};
-use memtrace_tests::{Finished, Scratch, Traced, trace_with};
+use memtrace_tests::{Finished, Scratch, Traced, trace, trace_with};
 
 /// A trace of `sites.c`, and its recording.
 struct Recorded {
@@ -107,6 +108,84 @@ fn faults_are_those_of_the_function_that_touched_the_pages() {
     assert!((pages..=pages + 1).contains(&touched), "{faults:?}");
     let measured = &recorded.traced.first().faults;
     assert_eq!(sum(&faults), measured.minor + measured.major);
+}
+
+#[test]
+fn faults_in_the_kernel_are_named_after_its_functions() {
+    let traced = trace(&[
+        workload("faults.c").as_os_str(),
+        "kernel".as_ref(),
+        "16".as_ref(),
+    ]);
+    traced.nothing_lost();
+    let process = traced.first();
+    let mut kernel = 0;
+    for site in &process.fault_sites {
+        let frame = process.stack(&site.stack).next().expect("a frame");
+        let of_kernel = frame.address >= 1 << 63;
+        assert_eq!(
+            frame.module.as_deref() == Some("[kernel]"),
+            of_kernel,
+            "{frame:?}"
+        );
+        if of_kernel {
+            assert!(frame.function.is_some(), "{frame:?}");
+            kernel += site.minor + site.major;
+        }
+    }
+    // read() filled so many fresh pages; exec itself fills some before the program is told.
+    let pages = (16 << 20) / 4096;
+    assert!(
+        (pages..=process.faults.kernel).contains(&kernel),
+        "{kernel} of {:?}",
+        process.faults
+    );
+}
+
+/// What a runtime writes down of its own, removed with the test.
+struct PerfMap(PathBuf);
+
+impl Drop for PerfMap {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn code_that_a_runtime_generates_is_named_as_the_runtime_says() {
+    const PAGES: u64 = (64 << 20) / 4096;
+    let scratch = Scratch::new();
+    let script = scratch.write(
+        "touch.js",
+        "function touchPages(a) { for (let i = 0; i < a.length; i += 4096) a[i] = 1; }
+         const warm = new Uint8Array(1 << 20);
+         for (let k = 0; k < 2000; k++) touchPages(warm);
+         touchPages(new Uint8Array(64 << 20));",
+    );
+    let node = tool("node", "nodejs");
+    let command = [
+        node.as_os_str(),
+        "--perf-basic-prof".as_ref(),
+        script.as_os_str(),
+    ];
+    let traced = trace_with(&["--no-heap"], &command);
+    let process = traced.first();
+    let _map = PerfMap(format!("/tmp/perf-{}.map", process.pid).into());
+    traced.finished.exited(0);
+    let of_script = |site: &&FaultSite| {
+        let named = |frame: &Frame| {
+            let function = frame.function.as_deref().unwrap_or_default();
+            frame.module.is_none() && function.contains("touchPages ")
+        };
+        process.stack(&site.stack).any(named)
+    };
+    let faults: u64 = process
+        .fault_sites
+        .iter()
+        .filter(of_script)
+        .map(|site| site.minor)
+        .sum();
+    within(5.0, faults, PAGES, "faults in the compiled function");
 }
 
 #[test]

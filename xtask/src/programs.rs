@@ -116,6 +116,11 @@ const NEEDS: &[Need] = &[
         "xz-utils",
         "makes MiniDebugInfo as distributions do",
     ),
+    need(
+        Sign::Program("node"),
+        "nodejs",
+        "generates code and tells its names",
+    ),
     need(Sign::Program("go"), "golang-go", "Go with cgo under trace"),
     need(
         Sign::File("/usr/bin/python3"),

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::document::{Bucket, Document, Faults as Counts, Latency, Process};
-use super::text::{Column, NOT_MEASURED, Table, clean};
-use super::{Report, Style, section};
+use super::text::{Column, NOT_MEASURED, Table, base_name, clean};
+use super::{Report, Style, section, stack};
 use crate::units;
+
+/// Functions shown per process.
+const FUNCTIONS: usize = 10;
 
 /// Columns of the longest bar at most; a wider terminal says nothing more.
 const LONGEST_BAR: usize = 60;
@@ -54,7 +57,8 @@ fn body(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()>
         }
         None => writeln!(out, "  Latency {NOT_MEASURED}")?,
     }
-    kinds(faults, style, out)
+    kinds(faults, style, out)?;
+    functions(process, style, out)
 }
 
 fn percentiles(latency: &Latency, style: &Style, out: &mut dyn Write) -> io::Result<()> {
@@ -192,10 +196,79 @@ fn kinds(faults: &Counts, style: &Style, out: &mut dyn Write) -> io::Result<()> 
     table.render(2, style, out)
 }
 
+/// The functions that took most faults.
+fn functions(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    let mut by_name: BTreeMap<String, [u64; 3]> = BTreeMap::new();
+    for site in &process.fault_sites {
+        let Some(frame) = process.stack(&site.stack).next() else {
+            continue;
+        };
+        let name = match (&frame.function, &frame.module) {
+            (Some(function), Some(module)) => format!("{function} in {}", base_name(module)),
+            _ => stack::name(frame),
+        };
+        let sums = by_name.entry(name).or_default();
+        let all = site.minor.saturating_add(site.major);
+        for (sum, value) in sums.iter_mut().zip([all, site.major, site.latency_ns]) {
+            *sum = sum.saturating_add(value);
+        }
+    }
+    if by_name.is_empty() {
+        return Ok(());
+    }
+    let mut functions: Vec<_> = by_name.into_iter().collect();
+    functions.sort_by_key(|(_, sums)| std::cmp::Reverse(sums[0]));
+    let columns = [
+        Column::Right("Faults"),
+        Column::Right("Major"),
+        Column::Right("Waited"),
+        Column::Name("Function"),
+    ];
+    let mut table = Table::new(&columns);
+    for (name, [all, major, latency_ns]) in functions.iter().take(FUNCTIONS) {
+        table.row([
+            units::count(*all),
+            units::count(*major),
+            units::duration(*latency_ns),
+            clean(name),
+        ]);
+    }
+    writeln!(out)?;
+    table.render(2, style, out)?;
+    let more = functions.len().saturating_sub(FUNCTIONS);
+    if more > 0 {
+        let more = units::counted(more as u64, "more function", "more functions");
+        writeln!(out, "  … and {more} (see --format json)")?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::document::FaultSite;
     use crate::report::{fixture, rendered};
+
+    #[test]
+    fn functions_are_summed_over_their_instructions() {
+        let mut document = fixture::with_sites();
+        let process = &mut document.processes[0];
+        process.fault_sites.push(process.fault_sites[0].clone());
+        process.fault_sites.push(FaultSite {
+            minor: 2,
+            major: 0,
+            latency_ns: 0,
+            stack: vec![0],
+        });
+        let text = rendered("faults", &document, &Style::default());
+        let table = "
+  Faults  Major  Waited  Function
+     242      2  1.0 ms  work
+       2      0     0 s  malloc in libc.so.6
+
+";
+        assert!(text.contains(table), "{text}");
+    }
 
     #[test]
     fn counts_latencies_and_kinds() {
