@@ -22,6 +22,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for target::KernelOffsets {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for target::Area {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for histogram::HistogramKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for histogram::FaultHistogram {}

@@ -33,6 +33,8 @@ pub enum Kind {
     Memory = 12,
     /// [`Arguments`]
     Arguments = 13,
+    /// [`Seen`]
+    Seen = 14,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             11 => Self::Rename,
             12 => Self::Memory,
             13 => Self::Arguments,
+            14 => Self::Seen,
             _ => return None,
         })
     }
@@ -236,6 +239,16 @@ pub struct Fork {
     pub comm: [u8; 16],
 }
 
+/// A process of the traced area was met that ran already and is traced from now on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Common part; its time is when tracing of the process began.
+    pub header: Header,
+    /// Name of the thread that was met.
+    pub comm: [u8; 16],
+}
+
 /// Bytes of a path that fit into an [`Exec`].
 pub const PATH_BYTES: usize = 232;
 
@@ -329,6 +342,7 @@ const _: () = assert!(size_of::<Stack>() == 32 + 8 * MAX_FRAMES);
 const _: () = assert!(size_of::<Fault>() == 48);
 const _: () = assert!(size_of::<Syscall>() == 88);
 const _: () = assert!(size_of::<Fork>() == 48);
+const _: () = assert!(size_of::<Seen>() == 40);
 const _: () = assert!(size_of::<Exec>() == 272);
 const _: () = assert!(size_of::<Arguments>() == 280);
 const _: () = assert!(size_of::<Exit>() == 48);

@@ -17,6 +17,34 @@ pub const FOLLOW: u64 = 1;
 /// it may not read: its faults are counted where they start, and its heap is not seen.
 pub const UNFOLLOWED: u64 = 2;
 
+/// Which processes are traced beside those that are told one by one, decided when the programs are loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// Id of a cgroup of the unified hierarchy (the inode of its directory).
+    pub cgroup: u64,
+    /// How far below the root of the hierarchy it lies.
+    pub level: u32,
+    /// [`AREA_NONE`], [`AREA_CGROUP`] or [`AREA_MACHINE`].
+    pub kind: u32,
+}
+
+/// No process but those that are told.
+pub const AREA_NONE: u32 = 0;
+/// Every process in a cgroup or below it.
+pub const AREA_CGROUP: u32 = 1;
+/// Every process.
+pub const AREA_MACHINE: u32 = 2;
+
+impl Area {
+    /// Only what is told.
+    pub const NONE: Self = Self {
+        cgroup: 0,
+        level: 0,
+        kind: AREA_NONE,
+    };
+}
+
 /// Kernel structure offsets, read from BTF when the programs are loaded. `u32::MAX`: not known on this kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! when a fault was handled (mm_account_fault(), mm/memory.c, since 5.9).
 
 use aya_ebpf::{
+    Global,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::{map, perf_event, raw_tracepoint},
     maps::Array,
@@ -44,6 +45,10 @@ static FAULT_SLOTS: Array<FaultSlot> = Array::with_max_entries(65_536, 0);
 #[map]
 static ENDS_EVERYWHERE: Array<u32> = Array::with_max_entries(1, 0);
 
+/// Whether each fault is sent; counts and latencies are kept in either case.
+#[unsafe(no_mangle)]
+static TELL_FAULTS: Global<u8> = Global::new(1);
+
 /// Bits of the x86 error code (arch/x86/include/asm/trap_pf.h): protection, write, user, reserved, fetch.
 const ERROR_PROTECTION: u64 = 1;
 const ERROR_WRITE: u64 = 2;
@@ -73,7 +78,7 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     if floor::hooks_only() {
         return 0;
     }
-    let Some((pid, target)) = target::current() else {
+    let Some((pid, target)) = target::current_or_met() else {
         return 0;
     };
     let tid = bpf_get_current_pid_tgid() as u32;
@@ -122,7 +127,7 @@ fn without_end(pid: u32, target: Target, flags: u16, address: u64, ip: u64) -> i
         latency_ns: u64::MAX,
     };
     tally(pid, target, &record);
-    emit(record, Counter::LostFault, Urgency::Usual);
+    tell(record);
     0
 }
 
@@ -173,8 +178,16 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
     header.flags |= major;
     record.header = header;
     tally(pid, target, &record);
-    emit(record, Counter::LostFault, Urgency::Usual);
+    tell(record);
     0
+}
+
+/// Sends the fault, where single faults are asked for.
+#[inline(always)]
+fn tell(record: Fault) {
+    if TELL_FAULTS.load() != 0 {
+        emit(record, Counter::LostFault, Urgency::Usual);
+    }
 }
 
 /// Counts the fault where a full ring buffer cannot lose it.

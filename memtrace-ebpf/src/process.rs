@@ -48,7 +48,7 @@ pub fn field<T>(base: u64, offset: u32) -> Option<T> {
 /// `task:task_newtask(task, clone_flags)`, at the end of copy_process() in the parent, before the child runs.
 #[raw_tracepoint]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-    let Some((_, parent)) = target::current() else {
+    let Some((_, parent)) = target::current_or_met() else {
         return 0;
     };
     let (task, clone_flags): (u64, u64) = (ctx.arg(0), ctx.arg(1));
@@ -90,7 +90,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// `sched:sched_process_exec(task, old_pid, bprm)`: the program is loaded and about to run.
 #[raw_tracepoint]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
-    let Some((pid, _)) = target::current() else {
+    let Some((pid, _)) = target::current_or_met() else {
         return 0;
     };
     let Some(scratch) = EXECS.get_ptr_mut(0) else {
@@ -107,7 +107,8 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
             record.header.extra = path.len() as u32;
         }
     }
-    if unfollowed() {
+    // Events of a whole CPU stay.
+    if !target::has_area() && unfollowed() {
         record.header.flags = EXEC_UNFOLLOWED;
         target::mark(pid, UNFOLLOWED);
     }

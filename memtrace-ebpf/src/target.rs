@@ -1,18 +1,30 @@
 //! Which processes are traced.
 
 use aya_ebpf::{
+    Global,
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    helpers::bpf_get_current_pid_tgid,
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid,
+        generated::bpf_get_current_ancestor_cgroup_id,
+    },
     macros::map,
     maps::HashMap,
 };
 use memtrace_common::{
     counter::Counter,
     histogram::{FaultHistogram, HistogramKey},
-    target::Target,
+    record::{Kind, Seen},
+    target::{AREA_CGROUP, AREA_MACHINE, Area, FOLLOW, Target},
 };
 
-use crate::emit::count;
+use crate::{
+    emit::{Urgency, count, emit, header},
+    process,
+};
+
+/// Processes that are traced without being told.
+#[unsafe(no_mangle)]
+static AREA: Global<Area> = Global::new(Area::NONE);
 
 /// Traced processes by thread-group id.
 #[map]
@@ -35,6 +47,52 @@ pub fn current() -> Option<(u32, Target)> {
     Some((pid, *target))
 }
 
+/// The current process, if it is traced, or lies in the traced area and is traced from now on.
+#[inline(always)]
+pub fn current_or_met() -> Option<(u32, Target)> {
+    current().or_else(|| if meet() { current() } else { None })
+}
+
+/// Whether whole parts of the machine are traced rather than single processes.
+#[inline(always)]
+pub fn has_area() -> bool {
+    AREA.load().kind == AREA_CGROUP || AREA.load().kind == AREA_MACHINE
+}
+
+/// Begins to trace the current process if it lies in the area. Kernel threads have no memory of their own, and of
+/// a process that has ended nothing would tell its end again.
+#[inline(never)]
+fn meet() -> bool {
+    if !in_area() || process::current_mm().is_none() || process::live_threads() == Some(0) {
+        return false;
+    }
+    let header = header(Kind::Seen);
+    let target = Target {
+        start_ns: header.time_ns,
+        flags: FOLLOW,
+    };
+    // Of two threads that are met at once the first one tells.
+    if !insert(header.pid, target, u64::from(BPF_NOEXIST)) {
+        return current().is_some();
+    }
+    let comm = bpf_get_current_comm().unwrap_or_default();
+    emit(Seen { header, comm }, Counter::LostProcess, Urgency::Now);
+    true
+}
+
+#[inline(always)]
+fn in_area() -> bool {
+    let area = AREA.load();
+    match area.kind {
+        AREA_MACHINE => true,
+        // SAFETY: the helper takes a number and reads the current task.
+        AREA_CGROUP => unsafe {
+            bpf_get_current_ancestor_cgroup_id(area.level as i32) == area.cgroup
+        },
+        _ => false,
+    }
+}
+
 /// Sets a flag of a traced process.
 #[inline(always)]
 pub fn mark(pid: u32, flag: u64) {
@@ -47,8 +105,16 @@ pub fn mark(pid: u32, flag: u64) {
 /// Traces a child from now on.
 #[inline(always)]
 pub fn follow(pid: u32, target: Target) -> bool {
-    if TARGETS.insert(&pid, &target, 0).is_err() {
+    if !insert(pid, target, 0) {
         count(Counter::TargetsFull);
+        return false;
+    }
+    true
+}
+
+#[inline(always)]
+fn insert(pid: u32, target: Target, flags: u64) -> bool {
+    if TARGETS.insert(&pid, &target, flags).is_err() {
         return false;
     }
     let key = HistogramKey {

@@ -51,7 +51,7 @@ fn slot(tid: u32) -> Option<&'static mut CallSlot> {
 #[raw_tracepoint]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     let number: u64 = ctx.arg(1);
-    if !abi::may_matter(number) || target::current().is_none() {
+    if !abi::may_matter(number) || target::current_or_met().is_none() {
         return 0;
     }
     let Some((meaning, _)) = abi::meaning(number, ctx.arg(0)) else {

@@ -60,6 +60,8 @@ pub struct AddressSpace {
     pub(super) stack_hint: Option<u64>,
     pub(super) totals: Option<MemoryTotals>,
     pub(super) source: Source,
+    /// Faults are not told, so that pages are known by the other sources alone.
+    pub(super) sampled: bool,
     pub(super) swapped: Option<u64>,
     pub(super) peak_reserved: u64,
     pub(super) peak_committed: u64,
@@ -138,7 +140,9 @@ impl AddressSpace {
 
     /// The pages changed by other means than the kernel's counters or smaps.
     pub(super) fn changed(&mut self) {
-        self.source = Source::Faults;
+        if !self.sampled {
+            self.source = Source::Faults;
+        }
         self.note_peaks();
     }
 

@@ -43,6 +43,11 @@ impl Coverage {
         *sum = sum.saturating_add(count);
     }
 
+    /// Events known to be lost so far.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
     /// The state of a probe; a later one replaces an earlier one of the same name.
     pub fn probe(&mut self, name: &str, attached: bool, reason: Option<&str>) {
         let probe = document::Probe {

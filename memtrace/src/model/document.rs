@@ -34,16 +34,30 @@ impl Model {
     pub fn document(&self) -> Document {
         let mut processes: Vec<_> = self.processes.iter().collect();
         processes.sort_by_key(|(id, process)| (self.command != Some(**id), process.start_ns, **id));
+        let rows = processes.into_iter();
+        self.document_with(
+            rows.filter_map(|(_, process)| self.full_row(process))
+                .collect(),
+        )
+    }
+
+    /// The report of some processes alone, as of now; those that are not known are left out.
+    pub fn document_of(&self, pids: &[Pid]) -> Document {
+        let rows = pids.iter().filter_map(|pid| {
+            let process = self.processes.get(self.current.get(pid)?)?;
+            self.full_row(process)
+        });
+        self.document_with(rows.collect())
+    }
+
+    fn document_with(&self, processes: Vec<Row>) -> Document {
         Document {
             schema: SCHEMA,
             memtrace: self.machine.memtrace.to_string(),
             kernel: self.machine.kernel.to_string(),
             arch: self.machine.arch.to_string(),
             coverage: self.coverage_now(),
-            processes: processes
-                .into_iter()
-                .filter_map(|(_, process)| self.full_row(process))
-                .collect(),
+            processes,
         }
     }
 
@@ -106,7 +120,7 @@ impl Model {
         self.coverage.document(unmatched, implied)
     }
 
-    fn full_row(&self, process: &Process) -> Option<Row> {
+    pub(super) fn full_row(&self, process: &Process) -> Option<Row> {
         let none = FxHashMap::default();
         let symbols = self
             .images

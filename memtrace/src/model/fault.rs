@@ -161,6 +161,21 @@ impl FaultStats {
         }
     }
 
+    /// Time spent in minor and in major faults so far, in nanoseconds, as the totals have it.
+    pub fn spent_ns(&self) -> (u64, u64) {
+        let totals = self.totals.as_deref();
+        totals.map_or((0, 0), |totals| (totals.minor_sum_ns, totals.major_sum_ns))
+    }
+
+    /// Minor and major faults so far by bucket, as the totals have them; empty without any.
+    pub fn buckets(&self) -> Vec<u64> {
+        let totals = self.totals.iter();
+        totals
+            .flat_map(|totals| totals.minor.iter().zip(&totals.major))
+            .map(|(minor, major)| minor.saturating_add(*major))
+            .collect()
+    }
+
     fn seen(&self) -> (u64, u64) {
         self.kinds.iter().fold((0, 0), |(minor, major), kind| {
             (minor + kind.minor, major + kind.major)
@@ -247,6 +262,16 @@ fn total_counts(totals: &FaultTotals) -> (u64, u64) {
         sum(&totals.minor, totals.minor_untimed),
         sum(&totals.major, totals.major_untimed),
     )
+}
+
+/// The latencies of faults that are known by their buckets and sums; `None` where there are none.
+pub fn latency_of(buckets: &[u64], minor_sum_ns: u64, major_sum_ns: u64) -> Option<Latency> {
+    let mut all = [0; BUCKETS];
+    for (to, from) in all.iter_mut().zip(buckets) {
+        *to = *from;
+    }
+    let latency = from_buckets(&all, minor_sum_ns, major_sum_ns);
+    (latency.count > 0).then_some(latency)
 }
 
 /// A distribution known by its buckets alone: percentiles are upper bounds, the least is a lower one.

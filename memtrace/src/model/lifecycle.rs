@@ -1,7 +1,7 @@
 //! How processes begin, change their program and end.
 
 use crate::event::{Event, Pid, Started};
-use crate::report::document::Exit;
+use crate::report::document::{self, Exit};
 
 use super::{
     Model,
@@ -41,6 +41,7 @@ impl Model {
     fn add_space(&mut self, mut space: Space) -> SpaceId {
         let id = self.next_id();
         space.users = 0;
+        space.memory.sampled = self.sampled;
         self.spaces.insert(id, space);
         id
     }
@@ -268,8 +269,24 @@ impl Model {
             let Some(id) = self.exited.pop_front() else {
                 break;
             };
+            self.coverage.processes_dropped += 1;
             self.forget(id);
         }
+    }
+
+    /// The processes that were summarised after their end since the last call, oldest first: whoever takes them
+    /// keeps them, and the model forgets them.
+    pub fn take_exited(&mut self) -> Vec<document::Process> {
+        let mut rows = Vec::new();
+        for id in std::mem::take(&mut self.exited) {
+            rows.extend(
+                self.processes
+                    .get(&id)
+                    .and_then(|process| self.full_row(process)),
+            );
+            self.forget(id);
+        }
+        rows
     }
 
     fn summarise(&mut self, id: ProcessId) {
@@ -317,7 +334,6 @@ impl Model {
         let Some(process) = self.processes.remove(&id) else {
             return;
         };
-        self.coverage.processes_dropped += 1;
         if self.current.get(&process.pid) == Some(&id) {
             self.current.remove(&process.pid);
         }

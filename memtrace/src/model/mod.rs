@@ -40,6 +40,8 @@ use crate::{
     report::document::Latency,
 };
 
+pub use fault::latency_of;
+
 use self::{
     blocks::Block,
     coverage::Coverage,
@@ -84,8 +86,12 @@ pub struct Overview {
     pub start_ns: u64,
     /// Whether it still runs.
     pub running: bool,
+    /// Its program, by a number that each exec changes.
+    pub image: u32,
     /// Name of the main thread.
     pub comm: String,
+    /// cgroup path.
+    pub cgroup: String,
     /// Bytes mapped.
     pub reserved_bytes: u64,
     /// Bytes resident.
@@ -96,6 +102,12 @@ pub struct Overview {
     pub minor: u64,
     /// Major faults so far.
     pub major: u64,
+    /// Time spent in minor faults so far, in nanoseconds.
+    pub minor_ns: u64,
+    /// Time spent in major faults so far.
+    pub major_ns: u64,
+    /// Faults so far by [`memtrace_common::histogram::bucket`], as far as the kernel side told; empty otherwise.
+    pub fault_buckets: Vec<u64>,
 }
 
 /// Everything known about the traced processes.
@@ -124,6 +136,8 @@ pub struct Model {
     coverage: Coverage,
     /// Events were lost that may have been anyone's.
     lossy: bool,
+    /// Single faults are not told.
+    sampled: bool,
 }
 
 impl Model {
@@ -132,6 +146,15 @@ impl Model {
         Self {
             limits,
             ..Self::default()
+        }
+    }
+
+    /// A model of a trace that tells no single faults: the kernel's counters, read again and again, are what is
+    /// resident.
+    pub fn sampled(limits: Limits) -> Self {
+        Self {
+            sampled: true,
+            ..Self::new(limits)
         }
     }
 
@@ -168,6 +191,14 @@ impl Model {
         self.settle();
     }
 
+    /// Time passes without events: what ended a while ago is settled.
+    pub fn advance(&mut self, now_ns: u64) {
+        if !self.ended {
+            self.now_ns = self.now_ns.max(now_ns);
+        }
+        self.settle();
+    }
+
     /// The time of the latest event, or of the end of the trace, in nanoseconds.
     pub fn now_ns(&self) -> u64 {
         self.now_ns
@@ -182,6 +213,30 @@ impl Model {
             .collect()
     }
 
+    /// When the process that has this pid now, or had it last, started.
+    pub fn start_of(&self, pid: Pid) -> Option<u64> {
+        self.latest(pid).map(|process| process.start_ns)
+    }
+
+    /// Parent, program and arguments of the process that has this pid now.
+    pub fn identity(&self, pid: Pid) -> Option<(Pid, String, Vec<String>)> {
+        let process = self.latest(pid)?;
+        Some((
+            process.parent,
+            process.exe.to_string(),
+            process.command_line.clone(),
+        ))
+    }
+
+    fn latest(&self, pid: Pid) -> Option<&Process> {
+        self.processes.get(self.current.get(&pid)?)
+    }
+
+    /// Events known to be lost so far.
+    pub fn lost(&self) -> u64 {
+        self.coverage.lost()
+    }
+
     /// A line per process, in order of their first event.
     pub fn overview(&self) -> Vec<Overview> {
         self.processes
@@ -194,16 +249,22 @@ impl Model {
                         .get(&process.space)
                         .map(|space| process.point(self.now_ns, space)),
                 }?;
+                let (minor_ns, major_ns) = process.faults.spent_ns();
                 Some(Overview {
                     pid: process.pid,
                     start_ns: process.start_ns,
                     running: process.end_ns.is_none(),
+                    image: process.image,
                     comm: process.comm.to_string(),
+                    cgroup: process.cgroup.to_string(),
                     reserved_bytes: point.reserved_bytes,
                     committed_bytes: point.committed_bytes,
                     heap_live_bytes: point.heap_live_bytes,
                     minor: point.minor,
                     major: point.major,
+                    minor_ns,
+                    major_ns,
+                    fault_buckets: process.faults.buckets(),
                 })
             })
             .collect()

@@ -115,7 +115,7 @@ impl Group {
                 tid,
                 inherit: false,
             },
-            cpu @ Scope::Cpu(_) => cpu,
+            cpu @ (Scope::Cpu(_) | Scope::Cgroup { .. }) => cpu,
         };
         let Some(event) = self.open(own)? else {
             return Ok(());

@@ -4,6 +4,7 @@
 //! when memtrace ends, however it ends, the kernel takes the probes away.
 
 pub mod allocator;
+pub mod area;
 pub mod btf;
 mod candidate;
 pub mod check;

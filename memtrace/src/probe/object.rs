@@ -4,17 +4,20 @@ use std::{fs, os::fd::BorrowedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, RingBuf},
+    maps::{Array, HashMap, MapData, MapError, RingBuf},
     programs::Program,
 };
 use memtrace_common::{
     counter::Counter,
     heap::{GROUP_SIZE, Point},
     histogram::{FaultHistogram, HistogramKey},
-    target::{FOLLOW, Target},
+    target::{Area, FOLLOW, Target},
 };
 
 use super::{Error, btf};
+
+/// An entry that is there stays: include/uapi/linux/bpf.h.
+const BPF_NOEXIST: u64 = 1;
 
 /// The object, compiled by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace.bpf.o"));
@@ -33,6 +36,10 @@ pub struct LoadOptions {
     pub stacks: bool,
     /// For measuring what the hooks cost by themselves: the programs of faults and of the heap return at once.
     pub hooks_only: bool,
+    /// Processes that are traced without being told.
+    pub area: Area,
+    /// Send each fault, rather than counts and latencies alone.
+    pub tell_faults: bool,
     /// Level of the programs' own messages.
     pub log_level: log::LevelFilter,
 }
@@ -44,6 +51,8 @@ impl Default for LoadOptions {
             slots: 1 << 16,
             stacks: true,
             hooks_only: false,
+            area: Area::NONE,
+            tell_faults: true,
             log_level: log::LevelFilter::Warn,
         }
     }
@@ -74,6 +83,8 @@ impl Object {
             .override_global("SLOT_MASK", &(options.slots - 1), true)
             .override_global("TAKE_STACKS", &u8::from(options.stacks), true)
             .override_global("HOOKS_ONLY", &u8::from(options.hooks_only), true)
+            .override_global("AREA", &options.area, true)
+            .override_global("TELL_FAULTS", &u8::from(options.tell_faults), true)
             .override_global("WAKEUP_BYTES", &u64::from(options.ring_bytes / 16), true)
             .override_global("AYA_LOG_LEVEL", &(options.log_level as u8), false)
             .map_max_entries("EVENTS", options.ring_bytes)
@@ -167,6 +178,38 @@ impl Object {
             flags: if follow { FOLLOW } else { 0 },
         };
         self.targets.insert(pid, target, 0).map_err(failed)
+    }
+
+    /// Traces a process that runs in the area, with its children. False: the kernel side met it before.
+    pub fn trace_in_area(&mut self, pid: u32, start_ns: u64) -> Result<bool, Error> {
+        let target = Target {
+            start_ns,
+            flags: FOLLOW,
+        };
+        match self.targets.insert(pid, target, BPF_NOEXIST) {
+            Ok(()) => {}
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                return Ok(false);
+            }
+            Err(error) => {
+                return Err(Error::Map {
+                    name: "TARGETS",
+                    reason: error.to_string(),
+                });
+            }
+        }
+        let key = HistogramKey {
+            pid,
+            start_low: start_ns as u32,
+        };
+        let inserted = self.histograms.insert(key, FaultHistogram::EMPTY, 0);
+        inserted.map_err(|error| Error::Map {
+            name: "HISTOGRAMS",
+            reason: error.to_string(),
+        })?;
+        Ok(true)
     }
 
     /// Stops tracing every process.

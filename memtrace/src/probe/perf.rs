@@ -8,7 +8,8 @@ use std::{
 
 use perf_event_open_sys::bindings::{
     PERF_COUNT_SW_DUMMY, PERF_COUNT_SW_PAGE_FAULTS_MAJ, PERF_COUNT_SW_PAGE_FAULTS_MIN,
-    PERF_FLAG_FD_CLOEXEC, PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT, perf_event_attr,
+    PERF_FLAG_FD_CLOEXEC, PERF_FLAG_PID_CGROUP, PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT,
+    perf_event_attr,
 };
 
 /// Whose events an event counts.
@@ -23,6 +24,13 @@ pub enum Scope {
     },
     /// Everything on one CPU. A tracepoint's program runs for every CPU wherever its event is.
     Cpu(u32),
+    /// What the processes of a cgroup, and of those below it, do on one CPU.
+    Cgroup {
+        /// The open directory of the cgroup in the unified hierarchy.
+        directory: RawFd,
+        /// The CPU.
+        cpu: u32,
+    },
 }
 
 /// What an event counts.
@@ -75,22 +83,32 @@ pub fn open(source: Source, scope: Scope) -> io::Result<OwnedFd> {
 
 /// Opens an event with attributes of the caller's making.
 pub(super) fn open_with(mut attr: perf_event_attr, scope: Scope) -> io::Result<OwnedFd> {
+    let mut flags = PERF_FLAG_FD_CLOEXEC;
     let (pid, cpu) = match scope {
         Scope::Thread { tid, inherit } => {
             attr.set_inherit(u64::from(inherit));
             (tid as i32, -1)
         }
         Scope::Cpu(cpu) => (-1, cpu as i32),
+        Scope::Cgroup { directory, cpu } => {
+            flags |= PERF_FLAG_PID_CGROUP;
+            (directory, cpu as i32)
+        }
     };
-    open_raw(attr, pid, cpu)
+    open_raw(attr, pid, cpu, flags)
 }
 
-/// perf_event_open(2) with pid and cpu as that page has them.
-pub(super) fn open_raw(mut attr: perf_event_attr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
-    let flags = u64::from(PERF_FLAG_FD_CLOEXEC);
+/// perf_event_open(2) with pid, cpu and flags as that page has them.
+pub(super) fn open_raw(
+    mut attr: perf_event_attr,
+    pid: i32,
+    cpu: i32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     // SAFETY: attr is initialised and says its own size.
-    let fd =
-        unsafe { perf_event_open_sys::perf_event_open(&raw mut attr, pid, cpu, -1, flags as _) };
+    let fd = unsafe {
+        perf_event_open_sys::perf_event_open(&raw mut attr, pid, cpu, -1, u64::from(flags) as _)
+    };
     owned(fd)
 }
 

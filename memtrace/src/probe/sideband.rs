@@ -13,13 +13,18 @@ use std::{
 
 use perf_event_open_sys::{
     bindings::{
-        PERF_RECORD_LOST, PERF_RECORD_MISC_MMAP_BUILD_ID, PERF_RECORD_MMAP2, PERF_SAMPLE_TID,
-        PERF_SAMPLE_TIME, perf_event_mmap_page,
+        PERF_FLAG_FD_CLOEXEC, PERF_RECORD_LOST, PERF_RECORD_MISC_MMAP_BUILD_ID, PERF_RECORD_MMAP2,
+        PERF_SAMPLE_TID, PERF_SAMPLE_TIME, perf_event_attr, perf_event_mmap_page,
     },
     ioctls,
 };
 
-use super::{Error, perf, points::event_error};
+use super::{
+    Error,
+    area::{self, Area},
+    perf,
+    points::event_error,
+};
 use crate::event::{Event, EventKind, FileMapped};
 
 /// Data pages of each CPU's buffer.
@@ -42,18 +47,7 @@ struct Buffer {
 impl Sideband {
     /// Buffers for every CPU that is online, none followed yet.
     pub fn new() -> Result<Self, Error> {
-        let cpus = aya::util::online_cpus().map_err(|(name, source)| Error::Event {
-            name: format!("mmap records: {name}"),
-            source,
-        })?;
-        let buffers = cpus
-            .into_iter()
-            .map(|cpu| Buffer {
-                cpu,
-                event: None,
-                map: None,
-            })
-            .collect();
+        let buffers = area::online_cpus()?.into_iter().map(Buffer::of).collect();
         Ok(Self {
             buffers,
             events: Vec::new(),
@@ -76,6 +70,42 @@ impl Sideband {
         Ok(())
     }
 
+    /// Follows the mappings of an area on these CPUs and on no others: called again as CPUs come and go. `out` takes
+    /// what was left in the buffers of those that went; the result is the number of records that they lost.
+    pub fn follow_area(
+        &mut self,
+        area: &Area,
+        online: &[u32],
+        out: &mut Vec<Event>,
+    ) -> Result<u64, Error> {
+        let mut lost = 0;
+        self.buffers.retain_mut(|buffer| {
+            let stays = online.contains(&buffer.cpu);
+            if !stays {
+                lost += buffer.drain(out);
+            }
+            stays
+        });
+        for &cpu in online {
+            if !self.buffers.iter().any(|buffer| buffer.cpu == cpu) {
+                self.buffers.push(Buffer::of(cpu));
+            }
+        }
+        for buffer in self.buffers.iter_mut().filter(|one| one.event.is_none()) {
+            let opened = perf::open_with(attributes(), area.on(buffer.cpu))
+                .and_then(|event| buffer.add(event));
+            match opened {
+                // A CPU may go between its listing and this call.
+                Err(error) if error.raw_os_error() != Some(libc::ENODEV) => {
+                    let name = format!("mmap records of CPU {}", buffer.cpu);
+                    return Err(event_error(name, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(lost)
+    }
+
     /// Takes all records that are there. Mappings come as events, lost records as a count.
     pub fn drain(&mut self, out: &mut Vec<Event>) -> u64 {
         self.buffers
@@ -85,9 +115,8 @@ impl Sideband {
     }
 }
 
-fn open(tid: u32, cpu: u32, inherit: bool) -> io::Result<OwnedFd> {
+fn attributes() -> perf_event_attr {
     let mut attr = perf::dummy();
-    attr.set_inherit(u64::from(inherit));
     attr.set_mmap(1);
     attr.set_mmap_data(1);
     attr.set_mmap2(1);
@@ -98,10 +127,26 @@ fn open(tid: u32, cpu: u32, inherit: bool) -> io::Result<OwnedFd> {
     attr.clockid = libc::CLOCK_MONOTONIC;
     attr.set_watermark(1);
     attr.__bindgen_anon_2.wakeup_watermark = (PAGES * PAGE / 2) as u32;
-    perf::open_raw(attr, tid as i32, cpu as i32)
+    attr
+}
+
+/// The records of one thread on one CPU.
+fn open(tid: u32, cpu: u32, inherit: bool) -> io::Result<OwnedFd> {
+    let mut attr = attributes();
+    attr.set_inherit(u64::from(inherit));
+    perf::open_raw(attr, tid as i32, cpu as i32, PERF_FLAG_FD_CLOEXEC)
 }
 
 impl Buffer {
+    /// One that no event writes into yet.
+    fn of(cpu: u32) -> Self {
+        Self {
+            cpu,
+            event: None,
+            map: None,
+        }
+    }
+
     /// The first event of a CPU owns the buffer, the others write into it.
     fn add(&mut self, event: OwnedFd) -> io::Result<Option<OwnedFd>> {
         if let Some(first) = &self.event {

@@ -12,7 +12,7 @@ use nix::{
 };
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process};
 
-use crate::event::{Event, EventKind, Pid, SmapsRegion, Started};
+use crate::event::{Event, EventKind, MemoryTotals, Pid, SmapsRegion, Started};
 
 /// Now, on the clock of all events.
 pub fn now_ns() -> u64 {
@@ -95,6 +95,28 @@ pub fn cgroup(pid: Pid) -> Option<String> {
     memory.or(unified).map(|group| group.pathname.clone())
 }
 
+/// The sums of an address space from /proc/PID/status; `None` where there is none: a process that is gone, a zombie,
+/// a kernel thread.
+pub fn totals(pid: Pid) -> Option<MemoryTotals> {
+    let status = Process::new(pid as i32).ok()?.status().ok()?;
+    let bytes = |kib: Option<u64>| kib.unwrap_or(0).saturating_mul(1024);
+    status.vmrss?;
+    Some(MemoryTotals {
+        file_bytes: bytes(status.rssfile),
+        anonymous_bytes: bytes(status.rssanon),
+        shared_bytes: bytes(status.rssshmem),
+        swapped_bytes: bytes(status.vmswap),
+        peak_resident_bytes: bytes(status.vmhwm),
+        mapped_bytes: bytes(status.vmsize),
+        break_start: 0,
+        break_end: 0,
+        stack: 0,
+        // Exact since 6.16 (task_mem(), fs/proc/task_mmu.c); before, per-CPU parts are left out.
+        approximate: true,
+        last: false,
+    })
+}
+
 /// The whole address space from /proc/PID/smaps, between a begin and an end. Empty when the process is gone.
 pub fn smaps(pid: Pid) -> Vec<Event> {
     // Stamped before the read: what happens meanwhile is applied again, which changes little; stamped after,
@@ -168,4 +190,11 @@ fn path(path: &MMapPath) -> Box<str> {
         MMapPath::Vsys(id) => format!("/SYSV{id:08x}").into(),
         MMapPath::Other(name) => format!("[{name}]").into(),
     }
+}
+
+/// The pid of a process in its own pid namespace; `None` where that is the host's, or the process is gone.
+pub fn container_pid(pid: Pid) -> Option<Pid> {
+    let namespaces = Process::new(pid as i32).ok()?.status().ok()?.nspid?;
+    let innermost = *namespaces.last()? as Pid;
+    (namespaces.len() > 1).then_some(innermost)
 }

@@ -9,11 +9,11 @@ use memtrace_common::{
         self, Alloc, AllocFailed, Arguments, Call, EXEC_UNFOLLOWED, Exec, Exit, FAULT_ACCESS_KNOWN,
         FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION, FAULT_WRITE, Fault, Fork,
         Free, Header, Kind, MAX_FRAMES, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory, Realloc, Rename,
-        STACK_TRUNCATED, Stack,
+        STACK_TRUNCATED, Seen, Stack,
     },
 };
 
-use crate::event::{Access, Event, EventKind, MemoryTotals, Syscall};
+use crate::event::{Access, Event, EventKind, MemoryTotals, Started, Syscall};
 
 /// Bytes per page of the kernel's counters.
 const PAGE: u64 = 4096;
@@ -64,7 +64,7 @@ wire!(
     Arguments,
     Exit
 );
-wire!(Rename, Memory);
+wire!(Rename, Memory, Seen);
 
 fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() < size_of::<T>() {
@@ -109,6 +109,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         },
         Kind::Memory => EventKind::Memory(Box::new(memory(&read(bytes)?))),
         Kind::Arguments => arguments(&read(bytes)?),
+        Kind::Seen => seen(&read(bytes)?),
     };
     Ok(Event {
         time_ns: header.time_ns,
@@ -226,6 +227,17 @@ fn fork(fork: &Fork) -> EventKind {
         shares_memory: fork.clone_flags & CLONE_VM != 0,
         comm: text(&fork.comm),
     }
+}
+
+/// What the kernel side knows of a process that it met; /proc knows the rest.
+fn seen(seen: &Seen) -> EventKind {
+    EventKind::Started(Box::new(Started {
+        parent: 0,
+        start_ns: seen.header.time_ns,
+        comm: text(&seen.comm),
+        exe: Box::default(),
+        already_running: true,
+    }))
 }
 
 fn exec(exec: &Exec) -> EventKind {

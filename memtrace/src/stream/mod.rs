@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     event::{Event, EventKind, Pid},
-    probe::{object::Object, sideband::Sideband},
+    probe::{Error, area::Area, object::Object, sideband::Sideband},
 };
 
 /// Records taken at a time: keeps a drain short enough for timers and signals to have their turn.
@@ -26,6 +26,8 @@ pub struct Stream {
     counted: [u64; Counter::ALL.len()],
     undecodable: u64,
     unseen_ends: u64,
+    /// Mapping records that CPUs took with them when they went.
+    unread_mappings: u64,
     batch: Vec<Event>,
     side: Vec<Event>,
 }
@@ -40,6 +42,7 @@ impl Stream {
             counted: [0; Counter::ALL.len()],
             undecodable: 0,
             unseen_ends: 0,
+            unread_mappings: 0,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
         }
@@ -53,6 +56,11 @@ impl Stream {
     /// Adds an event that did not come through the ring buffer, to be delivered at its time.
     pub fn push(&mut self, event: Event) {
         self.order.push(event);
+    }
+
+    /// Delivers what is held back and happened before `time_ns`.
+    pub fn before(&mut self, time_ns: u64, deliver: &mut dyn FnMut(Event)) {
+        self.order.before(time_ns, deliver);
     }
 
     /// Adds the end of a process that was found gone without its end being told.
@@ -69,6 +77,17 @@ impl Stream {
             kind,
         });
         self.unseen_ends += 1;
+    }
+
+    /// Follows the mappings of an area on the CPUs that are online.
+    pub fn follow_area(
+        &mut self,
+        sideband: &mut Sideband,
+        area: &Area,
+        online: &[u32],
+    ) -> Result<(), Error> {
+        self.unread_mappings += sideband.follow_area(area, online, &mut self.side)?;
+        Ok(())
     }
 
     /// Takes up to one batch of records and delivers them in order. False when the ring buffer was empty.
@@ -91,7 +110,7 @@ impl Stream {
             }
         }
         // Read after the ring: a mapping's record is written before its system call returns.
-        let lost = sideband.drain(&mut self.side);
+        let lost = sideband.drain(&mut self.side) + std::mem::take(&mut self.unread_mappings);
         for event in self.side.drain(..) {
             self.order.push(event);
         }
@@ -147,6 +166,9 @@ impl Stream {
         match &event.kind {
             EventKind::Fork { child, .. } => {
                 self.starts.insert(*child, event.time_ns);
+            }
+            EventKind::Started(started) => {
+                self.starts.insert(event.pid, started.start_ns);
             }
             EventKind::Exit { .. } => {
                 if let Some(start_ns) = self.starts.remove(&event.pid)

@@ -20,16 +20,18 @@ use crate::{
 /// What [`HeapProbes`] says of a mapping, as an event for the process.
 pub struct HeapWatch {
     probes: Option<HeapProbes>,
+    why_off: &'static str,
     build_ids: HashMap<FileId, Vec<u8>>,
     /// Failures to place probes, for the person who waits.
     pub failures: Vec<String>,
 }
 
 impl HeapWatch {
-    /// `None`: heap probes were not asked for.
-    pub fn new(probes: Option<HeapProbes>) -> Self {
+    /// `None`: heap probes were not asked for, for a reason.
+    pub fn new(probes: Option<HeapProbes>, why_off: &'static str) -> Self {
         Self {
             probes,
+            why_off,
             build_ids: HashMap::new(),
             failures: Vec::new(),
         }
@@ -44,7 +46,7 @@ impl HeapWatch {
     pub fn reason(&self) -> &'static str {
         match self.probes {
             Some(_) => "no known allocator was mapped",
-            None => "heap probes were turned off (--no-heap)",
+            None => self.why_off,
         }
     }
 

@@ -1,5 +1,9 @@
 //! One trace, live: probes, stream, model and recording wired together.
 
+mod area;
+mod census;
+mod descriptors;
+mod followed;
 mod heap_watch;
 pub mod launch;
 mod modules;

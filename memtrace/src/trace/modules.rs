@@ -74,6 +74,11 @@ impl Modules {
         }
     }
 
+    /// Drops what is known of a process.
+    pub fn forget(&mut self, pid: Pid) {
+        self.by_pid.remove(&pid);
+    }
+
     /// The mappings of a process, in the order they were made.
     pub fn of(&self, pid: Pid) -> &[Mapping] {
         self.by_pid.get(&pid).map_or(&[], |image| &image.mappings)

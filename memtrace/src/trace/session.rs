@@ -3,14 +3,14 @@
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
     rc::Rc,
     time::SystemTime,
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use memtrace_common::target::AREA_NONE;
 
 use super::{
+    census::Census,
     heap_watch::{HeapWatch, Mapped},
     modules::Modules,
     unfollowed::Unfollowed,
@@ -20,6 +20,7 @@ use crate::{
     model::{Limits, Model},
     probe::{
         Error,
+        area::Area,
         fault::FaultProbes,
         heap::HeapProbes,
         object::{LoadOptions, Logger, Object},
@@ -44,25 +45,22 @@ pub struct Options {
     pub load: LoadOptions,
 }
 
-/// A thread count past which only the faults of each thread are followed. Heap probes are hit by the whole
-/// address space whichever thread they were opened for; following what each thread forks and maps would take
-/// descriptors by the thousand, so children of such a process are not traced, and it is said.
-const MAX_FOLLOWED_THREADS: usize = 64;
-
 /// Everything attached, and what it has told so far.
 pub struct Session {
-    options: Options,
-    stream: Stream,
-    model: Model,
+    pub(super) options: Options,
+    pub(super) stream: Stream,
+    pub(super) area: Option<Area>,
+    pub(super) census: Census,
+    pub(super) model: Model,
     recording: Option<Writer>,
     recording_failure: Option<WriteError>,
-    heap: HeapWatch,
-    sideband: Sideband,
-    faults: FaultProbes,
-    object: Object,
+    pub(super) heap: HeapWatch,
+    pub(super) sideband: Sideband,
+    pub(super) faults: FaultProbes,
+    pub(super) object: Object,
     logger: Option<Logger>,
     /// Processes that run, as of the event that is handled.
-    traced: HashSet<Pid>,
+    pub(super) traced: HashSet<Pid>,
     /// Processes that were not there at the last tick, though their end was not told.
     missed: HashSet<Pid>,
     /// Processes within an execve: what they map is the new program's.
@@ -94,11 +92,23 @@ impl Session {
         let stream = Stream::new(object.take_ring()?);
         let logger = object.logger();
         let statuses = points::attach(&mut object)?;
-        let heap = HeapWatch::new(options.heap.then(|| HeapProbes::new(tracefs)));
+        let model = if options.load.tell_faults {
+            Model::new(Limits::default())
+        } else {
+            Model::sampled(Limits::default())
+        };
+        let why_off = if options.load.area.kind == AREA_NONE {
+            "heap probes were turned off (--no-heap)"
+        } else {
+            "the daemon has no heap probes on it"
+        };
+        let heap = HeapWatch::new(options.heap.then(|| HeapProbes::new(tracefs)), why_off);
         let mut session = Self {
             options,
             stream,
-            model: Model::new(Limits::default()),
+            area: None,
+            census: Census::default(),
+            model,
             recording,
             recording_failure: None,
             heap,
@@ -121,131 +131,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Traces a process that is held before its exec. `files` is what it will map.
-    pub fn trace_held(&mut self, pid: Pid, files: &[PathBuf]) -> Result<(), Error> {
-        // The command was forked before: it keeps its own limit.
-        allow_descriptors();
-        let start_ns = seed::now_ns();
-        self.object.trace(pid, start_ns, self.options.follow)?;
-        self.stream.begin(pid, start_ns);
-        self.traced.insert(pid);
-        self.follow(pid)?;
-        self.heap.prepare(&mut self.object, files)?;
-        self.identify(pid, start_ns, false);
-        Ok(())
-    }
-
-    /// Traces a process that runs: its mappings and their residency come from /proc.
-    pub fn trace_running(&mut self, pid: Pid) -> Result<(), Error> {
-        match seed::process_of(pid) {
-            None => return Err(Error::NoProcess { pid }),
-            Some(process) if process != pid => {
-                return Err(Error::Thread {
-                    tid: pid,
-                    pid: process,
-                });
-            }
-            Some(_) if self.traced.contains(&pid) => return Ok(()),
-            Some(_) => {}
-        }
-        let smaps = seed::smaps(pid);
-        if smaps.is_empty() {
-            return Err(Error::NoMemory { pid });
-        }
-        let start_ns = seed::now_ns();
-        let threads = seed::threads(pid);
-        allow_descriptors();
-        let many = threads.len() > MAX_FOLLOWED_THREADS;
-        let follow = self.options.follow && !many;
-        if many && self.options.follow {
-            let count = threads.len();
-            let said = format!("pid {pid} has {count} threads: its children are not traced");
-            self.heap.failures.push(said);
-        }
-        self.object.trace(pid, start_ns, follow)?;
-        self.stream.begin(pid, start_ns);
-        self.traced.insert(pid);
-        self.identify(pid, start_ns, true);
-        self.follow_threads(pid, many)?;
-        let smaps = seed::smaps(pid);
-        self.seed_heap(pid, &smaps)?;
-        for event in smaps {
-            self.stream.push(event);
-        }
-        Ok(())
-    }
-
-    /// Probes the allocators that a running process has mapped already.
-    fn seed_heap(&mut self, pid: Pid, smaps: &[Event]) -> Result<(), Error> {
-        let mut seen = Vec::new();
-        for event in smaps {
-            let EventKind::Smaps(region) = &event.kind else {
-                continue;
-            };
-            let executable = region.protection & libc::PROT_EXEC as u32 != 0;
-            if executable && region.path.starts_with('/') && !seen.contains(&region.path) {
-                seen.push(region.path.clone());
-            }
-        }
-        let mut probed = false;
-        for path in seen {
-            if let Some(event) = self.heap.running(&mut self.object, pid, &path)? {
-                probed |= matches!(
-                    &event.kind,
-                    EventKind::HeapProbes {
-                        unavailable: None,
-                        ..
-                    }
-                );
-                self.stream.push(event);
-            }
-        }
-        if !probed {
-            self.stream.push(self.unavailable(pid, seed::now_ns()));
-        }
-        Ok(())
-    }
-
-    /// Follows every thread of a running process; those born meanwhile of one that was not followed yet are found
-    /// by looking again.
-    fn follow_threads(&mut self, pid: Pid, many: bool) -> Result<(), Error> {
-        if many {
-            self.sideband.follow(pid, false)?;
-            if let Some(probes) = self.heap.probes() {
-                probes.follow(&self.object, pid, false)?;
-            }
-        }
-        let mut followed = HashSet::new();
-        loop {
-            let threads = seed::threads(pid);
-            let new: Vec<u32> = threads
-                .into_iter()
-                .filter(|thread| followed.insert(*thread))
-                .collect();
-            if new.is_empty() {
-                return Ok(());
-            }
-            for thread in new {
-                if many {
-                    self.faults.follow(&self.object, thread, true)?;
-                } else {
-                    self.follow(thread)?;
-                }
-            }
-        }
-    }
-
-    fn follow(&mut self, thread: u32) -> Result<(), Error> {
-        let inherit = true;
-        self.faults.follow(&self.object, thread, inherit)?;
-        self.sideband.follow(thread, inherit)?;
-        if let Some(probes) = self.heap.probes() {
-            probes.follow(&self.object, thread, self.options.follow)?;
-        }
-        Ok(())
-    }
-
-    fn identify(&mut self, pid: Pid, start_ns: u64, already_running: bool) {
+    pub(super) fn identify(&mut self, pid: Pid, start_ns: u64, already_running: bool) {
         for event in seed::identity(pid, start_ns, already_running) {
             self.handle(event);
         }
@@ -274,11 +160,16 @@ impl Session {
     /// A process whose end was not told (its record was lost, or it ended while it was attached to) is found out
     /// here, the second time it is missed: its end may be in the buffer still.
     pub fn tick(&mut self) {
-        let gone: HashSet<Pid> = self
-            .stream
-            .running()
-            .filter(|&pid| !seed::is_alive(pid))
-            .collect();
+        if let Err(error) = self.follow_cpus() {
+            self.heap.failures.push(error.to_string());
+        }
+        let gone: HashSet<Pid> = if self.area.is_some() {
+            self.deliver_held();
+            self.sample().into_iter().collect()
+        } else {
+            let running = self.stream.running();
+            running.filter(|&pid| !seed::is_alive(pid)).collect()
+        };
         for &pid in gone.intersection(&self.missed) {
             self.stream.push_end(pid, seed::now_ns());
         }
@@ -293,6 +184,7 @@ impl Session {
                 events.push(event)
             });
         for event in events {
+            self.census.note(&event);
             self.consume(event);
         }
         if let Some(recording) = &mut self.recording
@@ -387,7 +279,7 @@ impl Session {
         std::mem::take(&mut self.heap.failures)
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(super) fn handle(&mut self, event: Event) {
         // Mapping records are inherited by children whether they are traced or not.
         if matches!(event.kind, EventKind::FileMapped(_)) && !self.traced.contains(&event.pid) {
             return;
@@ -395,6 +287,9 @@ impl Session {
         self.modules.note(&event);
         self.unfollowed
             .note(&event, &mut self.faults, &mut self.object);
+        if self.area.is_some() {
+            self.census.note(&event);
+        }
         match &event.kind {
             EventKind::Exec { .. } => {
                 let (pid, time_ns) = (event.pid, event.time_ns);
@@ -430,6 +325,12 @@ impl Session {
                     });
                 }
             }
+            // Of a process that was told to be traced, its identity; of one that was not, that it was met.
+            EventKind::Started(started) if self.traced.insert(event.pid) => {
+                let (pid, start_ns) = (event.pid, started.start_ns);
+                self.consume(event);
+                self.met(pid, start_ns);
+            }
             EventKind::Memory(_) => {
                 // Told when an execve begins, and once more when the new program is in place.
                 if !self.executed.remove(&event.pid) {
@@ -450,6 +351,9 @@ impl Session {
                 self.executing.remove(&event.pid);
                 self.executed.remove(&event.pid);
                 self.cgroups.remove(&event.pid);
+                if self.area.is_some() {
+                    self.modules.forget(event.pid);
+                }
                 self.consume(event);
             }
             _ => self.consume(event),
@@ -485,7 +389,7 @@ impl Session {
     }
 
     /// No allocator is known in a process yet: its heap is not measured until one is mapped.
-    fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
+    pub(super) fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
         let reason = if self.unfollowed.contains(pid) {
             "a program that gains privileges: the kernel took the probes off at its exec"
         } else {
@@ -505,7 +409,7 @@ impl Session {
         }
     }
 
-    fn tell(&mut self, statuses: &[Status]) {
+    pub(super) fn tell(&mut self, statuses: &[Status]) {
         for status in statuses {
             let kind = EventKind::Probe {
                 name: status.name.as_str().into(),
@@ -521,7 +425,7 @@ impl Session {
         }
     }
 
-    fn consume(&mut self, event: Event) {
+    pub(super) fn consume(&mut self, event: Event) {
         if let Some(recording) = &mut self.recording
             && let Err(error) = recording.write(&event)
         {
@@ -534,16 +438,6 @@ impl Session {
     fn stop_recording(&mut self, error: WriteError) {
         self.recording = None;
         self.recording_failure.get_or_insert(error);
-    }
-}
-
-/// Lets this process have as many descriptors as it may: each thread that is followed takes four. Not to be
-/// called before a command is launched, which would inherit it.
-fn allow_descriptors() {
-    let limit = Resource::RLIMIT_NOFILE;
-    let raised = getrlimit(limit).and_then(|(_, hard)| setrlimit(limit, hard, hard));
-    if let Err(error) = raised {
-        log::debug!("the limit of descriptors stays: {error}");
     }
 }
 

@@ -1,0 +1,148 @@
+//! An area that is traced as a whole: its processes are not followed one by one. Those that run when tracing begins
+//! come from /proc, the kernel side meets the others, and events stand on CPUs.
+
+use super::Session;
+use crate::{
+    event::{Event, EventKind, Pid},
+    model::Model,
+    probe::{
+        Error,
+        area::{self, Area},
+    },
+    report::document,
+    seed,
+};
+
+/// How long the mappings of running processes are read when tracing begins, in nanoseconds: smaps walks every page
+/// table. What is left then has its sums and no mappings, and is counted.
+const SEED_NS: u64 = 3_000_000_000;
+
+/// How long a record may take from its time stamp into the ring buffer, in nanoseconds: far more than an interrupted
+/// program takes.
+const HELD_NS: u64 = 100_000_000;
+
+impl Session {
+    /// Traces every process of an area from now on. The programs must have been loaded for it.
+    pub fn trace_area(&mut self, area: Area) -> Result<(), Error> {
+        let running = area.processes();
+        self.area = Some(area);
+        self.follow_cpus()?;
+        let until_ns = seed::now_ns().saturating_add(SEED_NS);
+        for pid in running {
+            let start_ns = seed::now_ns();
+            // A kernel thread or a zombie has no memory of its own.
+            if seed::totals(pid).is_none() || !self.object.trace_in_area(pid, start_ns)? {
+                continue;
+            }
+            self.stream.begin(pid, start_ns);
+            self.traced.insert(pid);
+            self.identify(pid, start_ns, true);
+            self.consume(self.unavailable(pid, start_ns));
+            // What was told of it before its mappings are read must be applied before them.
+            while self.drain() {}
+            for event in Self::memory_of(pid, start_ns < until_ns) {
+                self.consume(event);
+            }
+        }
+        self.tell(&self.faults.statuses());
+        Ok(())
+    }
+
+    /// The kernel side met a process: what /proc says of it, as far as it is still there.
+    pub(super) fn met(&mut self, pid: Pid, start_ns: u64) {
+        let identity = seed::identity(pid, start_ns, true);
+        let is_there = identity.len() > 1;
+        for event in identity.into_iter().filter(|_| is_there) {
+            self.handle(event);
+        }
+        self.consume(self.unavailable(pid, start_ns));
+        for event in seed::smaps(pid) {
+            self.stream.push(event);
+        }
+    }
+
+    /// The mappings of a process, or that they were not read.
+    fn memory_of(pid: Pid, with_mappings: bool) -> Vec<Event> {
+        if with_mappings {
+            return seed::smaps(pid);
+        }
+        let kind = EventKind::Counted {
+            reason: "mappings_not_seeded".into(),
+            count: 1,
+            loss: false,
+        };
+        vec![Event {
+            time_ns: 0,
+            pid,
+            tid: 0,
+            kind,
+        }]
+    }
+
+    /// Delivers what was held back for its turn though nothing came after it: in an area at rest nothing does.
+    pub(super) fn deliver_held(&mut self) {
+        let until_ns = seed::now_ns().saturating_sub(HELD_NS);
+        let mut events = Vec::new();
+        self.stream
+            .before(until_ns, &mut |event| events.push(event));
+        for event in events {
+            self.handle(event);
+        }
+    }
+
+    /// Reads the mappings of processes anew, so that what follows is of now.
+    pub fn read_mappings(&mut self, pids: &[Pid]) {
+        while self.drain() {}
+        for &pid in pids {
+            for event in seed::smaps(pid) {
+                self.consume(event);
+            }
+        }
+    }
+
+    /// What is known by now.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The processes that ended and are known no more.
+    pub fn take_exited(&mut self) -> Vec<document::Process> {
+        self.model.advance(seed::now_ns());
+        self.model.take_exited()
+    }
+
+    /// Puts events on every CPU that is online and takes those of others away.
+    pub(super) fn follow_cpus(&mut self) -> Result<(), Error> {
+        let Some(area) = &self.area else {
+            return Ok(());
+        };
+        let online = area::online_cpus()?;
+        self.faults.follow_area(&self.object, area, &online)?;
+        self.stream.follow_area(&mut self.sideband, area, &online)
+    }
+
+    /// Reads the sums of the processes whose memory may have changed; the result is those that are not there.
+    pub(super) fn sample(&mut self) -> Vec<Pid> {
+        let mut gone = Vec::new();
+        for pid in self.census.due() {
+            let time_ns = seed::now_ns();
+            match seed::totals(pid) {
+                Some(totals) => {
+                    let kind = EventKind::Memory(Box::new(totals));
+                    self.consume(Event {
+                        time_ns,
+                        pid,
+                        tid: 0,
+                        kind,
+                    });
+                }
+                None if !seed::is_alive(pid) => {
+                    self.census.touch(pid);
+                    gone.push(pid);
+                }
+                None => {}
+            }
+        }
+        gone
+    }
+}
