@@ -1,3 +1,5 @@
-//! What outlives a trace: [`recording`], the events of one trace in a file.
+//! What outlives a trace: [`recording`], the events of one trace in a file, and [`history`], the numbers that the
+//! daemon saw.
 
+pub mod history;
 pub mod recording;
