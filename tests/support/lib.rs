@@ -12,6 +12,7 @@
 
 pub mod binary;
 pub mod child;
+pub mod daemon;
 pub mod expect;
 pub mod oracle;
 pub mod scratch;

@@ -1,13 +1,17 @@
 //! The command line: arguments as typed, checked and handed over; a file per subcommand.
 
 mod attach;
+mod daemon;
 mod diff;
 mod doctor;
 mod explain;
+mod mark;
 mod output;
+mod ps;
 mod report;
 mod run;
 mod signals;
+mod socket;
 mod target;
 mod usage;
 
@@ -32,7 +36,13 @@ enum Command {
     Run(run::Run),
     /// Trace running processes until Ctrl-C or the duration ends it, then report.
     Attach(attach::Attach),
-    /// Report from a recording.
+    /// Trace every process from boot on, and answer questions about them.
+    Daemon(daemon::Daemon),
+    /// What the daemon tracks, a line each.
+    Ps(ps::Ps),
+    /// Name this moment, for --since and --until.
+    Mark(mark::Mark),
+    /// Report from a recording, or from the daemon.
     Report(report::Report),
     /// Compare two recordings.
     Diff(diff::Diff),
@@ -66,7 +76,10 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return usage::refuse(&error),
     };
-    log_to_stderr(verbose);
+    match &command {
+        Command::Daemon(_) => log_as_daemon(verbose),
+        _ => log_to_stderr(verbose),
+    }
     let failed = if matches!(command, Command::Run(_)) {
         status::RUN_FAILED
     } else {
@@ -75,6 +88,9 @@ pub fn main() -> ExitCode {
     let done = match command {
         Command::Run(run) => run.execute(verbose),
         Command::Attach(attach) => attach.execute(verbose),
+        Command::Daemon(daemon) => daemon.execute(verbose),
+        Command::Ps(ps) => ps.execute(),
+        Command::Mark(mark) => mark.execute(),
         Command::Report(report) => report.execute(),
         Command::Diff(diff) => diff.execute(),
         Command::Explain(explain) => explain.execute(),
@@ -134,6 +150,20 @@ fn log_to_stderr(verbose: u8) {
         .format(|out, record| {
             use std::io::Write as _;
             writeln!(out, "memtrace: {}", record.args())
+        })
+        .init();
+}
+
+/// Lines that a collector takes apart: `level=info msg="…"`. The time is the journal's.
+fn log_as_daemon(verbose: u8) {
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Error)
+        .filter_module("memtrace", log_level(verbose).max(log::LevelFilter::Info))
+        .format(|out, record| {
+            use std::io::Write as _;
+            let level = record.level().as_str().to_lowercase();
+            // Quoted with what would break the line or the quotes escaped.
+            writeln!(out, "level={level} msg={:?}", record.args().to_string())
         })
         .init();
 }

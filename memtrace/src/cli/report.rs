@@ -1,4 +1,4 @@
-//! `memtrace report`: the same reports, from a recording.
+//! `memtrace report`: the same reports, from a recording or from the daemon.
 
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     output::{Place, ReportOptions},
+    socket::{Socket, strange},
     target::Used,
 };
 use crate::{
+    daemon::protocol::{Reply, Request},
     event::{Event, EventKind},
     model::{Limits, Model},
     report::document::Document,
@@ -23,9 +25,17 @@ pub struct Report {
     /// summary (default), leaks, allocations, peak, lazy, faults, timeline, layout.
     #[arg(value_parser = super::output::known_report)]
     kind: Option<String>,
-    /// The recording, as `-o` wrote it.
-    #[arg(long, value_name = "FILE", required = true)]
-    from: PathBuf,
+    /// The recording, as `-o` wrote it; without it, the daemon is asked.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["since", "until", "socket"])]
+    from: Option<PathBuf>,
+    /// Of the daemon's history, from a mark, an age (2h) or a time (@SECONDS since 1970) on.
+    #[arg(long, value_name = "MOMENT")]
+    since: Option<String>,
+    /// Up to a mark, an age or a time.
+    #[arg(long, value_name = "MOMENT")]
+    until: Option<String>,
+    #[command(flatten)]
+    socket: Socket,
     /// Only these processes.
     #[arg(short, long = "pid", value_parser = super::usage::pid, value_name = "PID")]
     pids: Vec<u32>,
@@ -34,18 +44,33 @@ pub struct Report {
 }
 
 impl Report {
-    /// Replays the recording and reports.
+    /// Replays the recording, or asks, and reports.
     pub fn execute(self) -> Result<u8> {
-        let from = Used::read("--from", &self.from).into_iter().collect();
+        let from = self.from.as_deref();
+        let from = from
+            .and_then(|path| Used::read("--from", path))
+            .into_iter()
+            .collect();
         let options = self.options.with_kind(self.kind);
         let mut output = options.check(Place::Stdout, from)?;
-        let mut document = read(&self.from)?;
+        let Some(from) = self.from else {
+            let request = Request::Report {
+                pids: self.pids,
+                since: self.since,
+                until: self.until,
+            };
+            return match self.socket.ask(request)? {
+                Reply::Report(document) => output.write(*document),
+                _ => Err(strange().into()),
+            };
+        };
+        let mut document = read(&from)?;
         if !self.pids.is_empty() {
             document
                 .processes
                 .retain(|process| self.pids.contains(&process.pid));
             if document.processes.is_empty() {
-                anyhow::bail!("{} has no process with that pid", self.from.display());
+                anyhow::bail!("{} has no process with that pid", from.display());
             }
         }
         output.write(document)

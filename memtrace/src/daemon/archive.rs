@@ -1,0 +1,178 @@
+//! From the model's rows to the history's.
+
+use std::path::Path;
+
+use rustc_hash::FxHashMap;
+
+use super::{Config, container, redact::redact};
+use crate::{
+    event::Pid,
+    model::{Model, Overview},
+    report::document::Process,
+    store::history::{Batch, Ended, History, HistoryError, Identity, Retention, Row, Suspicion},
+};
+
+/// A name is a word that a shell need not quote.
+const MAX_NAME: usize = 100;
+
+/// The history, and what it was told of each process.
+pub struct Archive {
+    history: History,
+    /// The program that each running process was last told to run.
+    told: FxHashMap<(Pid, u64), u32>,
+    lost: u64,
+}
+
+impl Archive {
+    /// Opens or makes the history.
+    pub fn begin(config: &Config, now_ms: i64) -> Result<Self, HistoryError> {
+        let ms = |kept: std::time::Duration| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX);
+        let kept = &config.history;
+        let retention = Retention {
+            keep_ms: [ms(kept.keep_1s), ms(kept.keep_10s), ms(kept.keep_5min)],
+            bytes: kept.size,
+        };
+        Ok(Self {
+            history: History::begin(&config.history_path(), retention, now_ms)?,
+            told: FxHashMap::default(),
+            lost: 0,
+        })
+    }
+
+    /// Where the history is, and how its writer is told of damage.
+    pub fn reading(&self) -> (&Path, Suspicion) {
+        (self.history.path(), self.history.suspicion())
+    }
+
+    /// Names a moment.
+    pub fn mark(&self, name: String, now_ms: i64) -> Result<(), &'static str> {
+        let is_word = |c: char| c.is_alphanumeric() || "-_.:/".contains(c);
+        // What begins with a digit or @ is an age or a time.
+        let begins = name.chars().next().is_some_and(char::is_alphabetic);
+        if !begins || name.len() > MAX_NAME || !name.chars().all(is_word) {
+            return Err(
+                "a mark is a letter and further letters, digits and -_.:/, 100 bytes at most",
+            );
+        }
+        if self.history.mark(name, now_ms) {
+            Ok(())
+        } else {
+            Err("the disk is behind: try again")
+        }
+    }
+
+    /// Hands one reading over. `now` is its moment, on the clock of events and in milliseconds since 1970.
+    pub fn write(
+        &mut self,
+        config: &Config,
+        model: &Model,
+        now: (u64, i64),
+        rows: Vec<Overview>,
+        ended: Vec<Process>,
+    ) {
+        let (time_ns, now_ms) = now;
+        // What happened during the reading is later than its moment.
+        let wall = |ns: u64| now_ms + (ns as i64 - time_ns as i64) / 1_000_000;
+        let lost = model.lost();
+        let ended: Vec<Ended> = ended
+            .into_iter()
+            .map(|process| self.ended(process, &wall))
+            .collect();
+        let rows = rows
+            .into_iter()
+            .map(|row| self.row(config, model, row, &wall))
+            .collect();
+        self.history.write(Batch {
+            time_ms: now_ms,
+            rows,
+            ended,
+            lost: lost.saturating_sub(self.lost),
+            dropped: 0,
+        });
+        self.lost = lost;
+    }
+
+    /// Writes what is on its way, and ends.
+    pub fn finish(self) {
+        self.history.finish();
+    }
+
+    fn row(
+        &mut self,
+        config: &Config,
+        model: &Model,
+        row: Overview,
+        wall: &dyn Fn(u64) -> i64,
+    ) -> Row {
+        let key = (row.pid, row.start_ns);
+        let known = self.told.insert(key, row.image) == Some(row.image);
+        let identity = (!known).then(|| {
+            let (parent_pid, exe, mut command_line) = model.identity(row.pid).unwrap_or_default();
+            redact(&mut command_line, config.redact_command_lines);
+            Identity {
+                parent_pid,
+                start_ms: wall(row.start_ns),
+                comm: row.comm,
+                exe,
+                command_line,
+                container: container::name(&row.cgroup),
+                cgroup: row.cgroup,
+            }
+        });
+        Row {
+            key,
+            identity,
+            reserved: row.reserved_bytes,
+            committed: row.committed_bytes,
+            heap_live: row.heap_live_bytes,
+            minor: row.minor,
+            major: row.major,
+            minor_ns: row.minor_ns,
+            major_ns: row.major_ns,
+            buckets: row.fault_buckets,
+        }
+    }
+
+    fn ended(&mut self, process: Process, wall: &dyn Fn(u64) -> i64) -> Ended {
+        let key = (process.pid, process.start_time_ns);
+        self.told.remove(&key);
+        let faults = &process.faults;
+        let latency = faults.latency_ns.clone().unwrap_or_default();
+        let mut buckets = Vec::new();
+        for bucket in &latency.buckets {
+            let index = memtrace_common::histogram::bucket(bucket.le);
+            if buckets.len() <= index {
+                buckets.resize(index + 1, 0);
+            }
+            buckets[index] = bucket.count;
+        }
+        let exit = process.exit;
+        Ended {
+            end_ms: wall(process.end_time_ns.unwrap_or(process.start_time_ns)),
+            code: exit.and_then(|exit| exit.code),
+            signal: exit.and_then(|exit| exit.signal),
+            peak_reserved: process.address_space.peak_reserved_bytes,
+            peak_committed: process.address_space.peak_committed_bytes,
+            row: Row {
+                key,
+                reserved: process.address_space.reserved_bytes,
+                committed: process.address_space.committed_bytes,
+                heap_live: process.heap.map(|heap| heap.live_bytes),
+                minor: faults.minor,
+                major: faults.major,
+                minor_ns: latency.minor_sum,
+                major_ns: latency.major_sum,
+                buckets,
+                identity: Some(Identity {
+                    parent_pid: process.parent_pid,
+                    start_ms: wall(process.start_time_ns),
+                    comm: process.comm,
+                    exe: process.exe,
+                    command_line: process.command_line,
+                    container: container::name(&process.cgroup),
+                    cgroup: process.cgroup,
+                }),
+            },
+        }
+    }
+}

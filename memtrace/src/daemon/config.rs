@@ -1,0 +1,263 @@
+//! The daemon's configuration: TOML, every key optional, no key unknown.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::units;
+
+/// What the daemon does.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Trace only this cgroup and those below it, named as in /proc/PID/cgroup; without it, the whole machine.
+    pub cgroup: Option<String>,
+    /// For the socket and the lock.
+    pub runtime_directory: PathBuf,
+    /// For the history.
+    pub state_directory: PathBuf,
+    /// Size of the ring buffer in bytes.
+    #[serde(deserialize_with = "size")]
+    pub ring_buffer: u64,
+    /// What is hidden of command lines.
+    pub redact_command_lines: Redaction,
+    /// Who may ask.
+    pub socket: Socket,
+    /// What is kept.
+    pub history: History,
+}
+
+/// What is hidden of command lines, in answers and in the history alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Redaction {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Everything but the program's name.
+    Arguments,
+    /// All of it.
+    All,
+}
+
+/// The socket that questions come to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Socket {
+    /// Members of this group may ask, and see every process as root does.
+    pub group: Option<String>,
+    /// Any user may ask, and sees the processes that are their own.
+    pub users: bool,
+    /// Clients at a time; further ones are refused.
+    pub clients: usize,
+}
+
+/// How long what is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct History {
+    /// Whether a history is kept at all.
+    pub enabled: bool,
+    /// A point a second.
+    #[serde(deserialize_with = "duration")]
+    pub keep_1s: Duration,
+    /// A point in ten seconds.
+    #[serde(deserialize_with = "duration")]
+    pub keep_10s: Duration,
+    /// A point in five minutes; lifecycles of processes too.
+    #[serde(deserialize_with = "duration")]
+    pub keep_5min: Duration,
+    /// Bytes of the database at most: beyond it the oldest goes first.
+    #[serde(deserialize_with = "size")]
+    pub size: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cgroup: None,
+            runtime_directory: "/run/memtrace".into(),
+            state_directory: "/var/lib/memtrace".into(),
+            ring_buffer: 1 << 25,
+            redact_command_lines: Redaction::Off,
+            socket: Socket::default(),
+            history: History::default(),
+        }
+    }
+}
+
+impl Default for Socket {
+    fn default() -> Self {
+        Self {
+            group: None,
+            users: false,
+            clients: 64,
+        }
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        const HOUR: u64 = 3600;
+        Self {
+            enabled: true,
+            keep_1s: Duration::from_secs(HOUR),
+            keep_10s: Duration::from_secs(24 * HOUR),
+            keep_5min: Duration::from_secs(30 * 24 * HOUR),
+            size: 1 << 30,
+        }
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A key or a value is wrong.
+    #[error("{path}:{line}: {message}", path = path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, and what there is.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses the text of a file; `path` is for the message.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let wrong = |line, message| ConfigError::Wrong {
+            path: path.to_owned(),
+            line,
+            message,
+        };
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start.min(text.len()));
+            let line = text.as_bytes()[..at]
+                .iter()
+                .filter(|&&byte| byte == b'\n')
+                .count()
+                + 1;
+            wrong(line, error.message().replace('\n', " "))
+        })?;
+        let line_of = |key: &str| {
+            let at = text
+                .lines()
+                .position(|line| line.trim_start().starts_with(key));
+            at.map_or(1, |index| index + 1)
+        };
+        match config.fault() {
+            Some((key, message)) => Err(wrong(line_of(key), format!("{key} {message}"))),
+            None => Ok(config),
+        }
+    }
+
+    /// A value that is of the right type and still makes no sense: its key, and what is wrong.
+    fn fault(&self) -> Option<(&'static str, &'static str)> {
+        let History {
+            keep_1s,
+            keep_10s,
+            keep_5min,
+            size,
+            ..
+        } = self.history;
+        if !self.ring_buffer.is_power_of_two() || !(4096..=1 << 30).contains(&self.ring_buffer) {
+            return Some(("ring_buffer", "is a power of two from 4KiB to 1GiB"));
+        }
+        if self.socket.clients == 0 {
+            return Some(("clients", "is 1 at least"));
+        }
+        if keep_10s < keep_1s || keep_5min < keep_10s {
+            return Some(("keep_", "times rise: keep_1s, keep_10s, keep_5min"));
+        }
+        if size < 1 << 20 {
+            return Some(("size", "is 1MiB at least"));
+        }
+        None
+    }
+
+    /// Where questions go.
+    pub fn socket_path(&self) -> PathBuf {
+        self.runtime_directory.join("socket")
+    }
+
+    /// Where the history is.
+    pub fn history_path(&self) -> PathBuf {
+        self.state_directory.join("history.sqlite")
+    }
+}
+
+fn size<'a, D: Deserializer<'a>>(from: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(from)?;
+    units::parse_size(&text).map_err(de::Error::custom)
+}
+
+fn duration<'a, D: Deserializer<'a>>(from: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(from)?;
+    units::parse_duration(&text).map_err(de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("m.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_key_is_optional() {
+        assert_eq!(parse(""), Ok(Config::default()));
+        let text = "cgroup = '/a'\nredact_command_lines = 'arguments'\n[history]\nkeep_1s = '30m'\nsize = '64MiB'\n";
+        let config = parse(text).unwrap();
+        assert_eq!(config.cgroup.as_deref(), Some("/a"));
+        assert_eq!(config.redact_command_lines, Redaction::Arguments);
+        assert_eq!(config.history.keep_1s, Duration::from_secs(1800));
+        assert_eq!(config.history.size, 64 << 20);
+        assert_eq!(config.history.keep_10s, Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_line_and_what_there_is() {
+        let told = |text| parse(text).unwrap_err();
+        assert_eq!(
+            told("[history]\n\nsise = '1GiB'\n"),
+            "m.toml:3: unknown field `sise`, expected one of `enabled`, `keep_1s`, `keep_10s`, `keep_5min`, `size`"
+        );
+        assert_eq!(
+            told("redact_command_lines = 'some'\n"),
+            "m.toml:1: unknown variant `some`, expected one of `off`, `arguments`, `all`"
+        );
+        assert_eq!(
+            told("\nring_buffer = '5KiB'"),
+            "m.toml:2: ring_buffer is a power of two from 4KiB to 1GiB"
+        );
+        assert_eq!(
+            told("[history]\nkeep_1s = '2d'"),
+            "m.toml:2: keep_ times rise: keep_1s, keep_10s, keep_5min"
+        );
+        assert!(told("[history]\nkeep_1s = 'soon'").starts_with("m.toml:2: "));
+    }
+}

@@ -1,0 +1,267 @@
+//! The daemon's life: start, the loop that everything runs in, and an end in good order.
+
+use std::{
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{self, LocalSet},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    Config, DaemonError,
+    access::Viewer,
+    archive::Archive,
+    instance::Instance,
+    past,
+    protocol::{Listing, Reply, Request},
+    redact::redact,
+    socket::{Asked, Server},
+    table::Table,
+};
+use crate::{
+    event::Pid,
+    probe::{area::Area, object::LoadOptions},
+    report::document::Document,
+    seed,
+    trace::{Options, Session, watch},
+};
+
+/// How often the ring buffer is emptied when it does not fill.
+const DRAIN: Duration = Duration::from_millis(100);
+/// How often everything is read.
+const TICK: Duration = Duration::from_secs(1);
+/// Questions that wait at most.
+const QUESTIONS: usize = 64;
+/// Processes whose mappings are read anew for one report at most: smaps walks every page table.
+const MAX_READ: usize = 64;
+
+/// Everything that the loop works on.
+struct Daemon {
+    config: Config,
+    session: Session,
+    table: Table,
+    archive: Option<Archive>,
+}
+
+/// Runs until `stop` is done. To be called within a runtime of one thread; `ready` is called once questions are
+/// answered.
+pub async fn run(
+    config: Config,
+    log_level: log::LevelFilter,
+    stop: impl Future<Output = ()>,
+    ready: impl FnOnce(),
+) -> Result<(), DaemonError> {
+    let _instance = Instance::claim(&config)?;
+    let archive = match config.history.enabled {
+        true => Some(Archive::begin(&config, now_ms())?),
+        false => None,
+    };
+    let session = start(&config, log_level)?;
+    let daemon = Daemon {
+        session,
+        table: Table::new(),
+        archive,
+        config,
+    };
+    LocalSet::new().run_until(daemon.work(stop, ready)).await
+}
+
+/// Loads the programs and begins to trace.
+fn start(config: &Config, log_level: log::LevelFilter) -> Result<Session, DaemonError> {
+    let area = match &config.cgroup {
+        Some(path) => Area::cgroup(path)?,
+        None => Area::Machine,
+    };
+    let load = LoadOptions {
+        ring_bytes: config.ring_buffer as u32,
+        area: area.wire(),
+        tell_faults: false,
+        log_level,
+        ..LoadOptions::default()
+    };
+    let options = Options {
+        follow: true,
+        heap: false,
+        load,
+    };
+    let mut session = Session::new(options, None)?;
+    session.trace_area(area)?;
+    Ok(session)
+}
+
+impl Daemon {
+    async fn work(
+        mut self,
+        stop: impl Future<Output = ()>,
+        ready: impl FnOnce(),
+    ) -> Result<(), DaemonError> {
+        let wait = |source: io::Error| DaemonError::Wait { source };
+        let (sender, mut questions) = mpsc::channel(QUESTIONS);
+        let server = Server::open(&self.config, sender)?;
+        let clients = task::spawn_local(server.serve());
+        let wake = watch::buffer(&self.session).map_err(wait)?;
+        let mut drain = interval(DRAIN);
+        drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.read();
+        ready();
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                _ = tick.tick() => self.read(),
+                Some(asked) = questions.recv() => {
+                    self.answer(asked);
+                    continue;
+                }
+                ready = wake.readable() => ready.map_err(wait)?.clear_ready(),
+                _ = drain.tick() => {}
+            }
+            self.session.drain();
+            for failure in self.session.take_failures() {
+                log::warn!("{failure}");
+            }
+        }
+        clients.abort();
+        // The server removes its socket when its task is dropped.
+        let _ = clients.await;
+        self.read();
+        if let Some(archive) = self.archive.take() {
+            archive.finish();
+        }
+        Ok(())
+    }
+
+    /// Reads everything: counters, sums of the processes, cgroups.
+    fn read(&mut self) {
+        // Taken first: whoever ended before is known to have ended by the end of the drain.
+        let (time_ns, time_ms) = (seed::now_ns(), now_ms());
+        while self.session.drain() {}
+        self.session.tick();
+        let mut ended = self.session.take_exited();
+        for process in &mut ended {
+            redact(&mut process.command_line, self.config.redact_command_lines);
+        }
+        let model = self.session.model();
+        let mut rows = model.overview();
+        rows.retain(|row| row.running);
+        self.table.update(time_ns, model.lost(), &rows);
+        if let Some(archive) = &mut self.archive {
+            archive.write(&self.config, model, (time_ns, time_ms), rows, ended);
+        }
+    }
+
+    fn answer(&mut self, asked: Asked) {
+        let Asked {
+            viewer,
+            request,
+            reply,
+        } = asked;
+        let answer = match request {
+            Request::Ps {} => Reply::Ps(self.listing(viewer)),
+            Request::Report {
+                pids,
+                since: None,
+                until: None,
+            } => self.report(viewer, &pids),
+            Request::Report { pids, since, until } => match &self.archive {
+                // A query may take long: it has a thread of its own and answers by itself.
+                Some(archive) => {
+                    return past::answer(
+                        archive.reading(),
+                        viewer,
+                        past::Query { pids, since, until },
+                        reply,
+                    );
+                }
+                None => Reply::error("no history is kept (history.enabled)"),
+            },
+            Request::Mark { name } => self.mark(viewer, name),
+        };
+        // The client may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn mark(&mut self, viewer: Viewer, name: String) -> Reply {
+        if viewer != Viewer::All {
+            return Reply::error(
+                "marks are everyone's: only root and the socket's group may set them",
+            );
+        }
+        match &self.archive {
+            Some(archive) => match archive.mark(name, now_ms()) {
+                Ok(()) => Reply::Done {},
+                Err(reason) => Reply::error(reason),
+            },
+            None => Reply::error("no history is kept (history.enabled)"),
+        }
+    }
+
+    /// What a viewer may see of the last reading.
+    fn listing(&mut self, viewer: Viewer) -> Listing {
+        let mut listing = self.table.listing().clone();
+        if viewer != Viewer::All {
+            let pids = listing
+                .processes
+                .iter()
+                .map(|process| process.pid)
+                .collect();
+            let visible = self.visible(viewer, pids);
+            listing
+                .processes
+                .retain(|process| visible.contains(&process.pid));
+            listing.cgroups.clear();
+        }
+        listing
+    }
+
+    /// Those of the processes that the viewer may see. A pid may have passed on to another process since it was
+    /// read: whoever had it then ended before its owner is asked for here, and the end is in the buffer by then.
+    fn visible(&mut self, viewer: Viewer, pids: Vec<Pid>) -> Vec<Pid> {
+        let visible: Vec<Pid> = pids
+            .into_iter()
+            .filter(|&pid| viewer.may_see(pid))
+            .collect();
+        while self.session.drain() {}
+        let model = self.session.model();
+        let same = |pid: &Pid| {
+            model
+                .start_of(*pid)
+                .is_some_and(|start| self.table.has(*pid, start))
+        };
+        visible.into_iter().filter(same).collect()
+    }
+
+    /// The report as of now.
+    fn report(&mut self, viewer: Viewer, pids: &[Pid]) -> Reply {
+        let known = self.session.model().running();
+        let asked = |pid: &Pid| pids.is_empty() || pids.contains(pid);
+        let mut wanted: Vec<Pid> = known.into_iter().filter(asked).collect();
+        if viewer != Viewer::All {
+            wanted = self.visible(viewer, wanted);
+        }
+        if wanted.is_empty() && !pids.is_empty() {
+            return Reply::error("no process with that pid is traced, or it is another user's");
+        }
+        if wanted.len() <= MAX_READ {
+            self.session.read_mappings(&wanted);
+        }
+        let mut document: Document = self.session.model().document_of(&wanted);
+        for process in &mut document.processes {
+            redact(&mut process.command_line, self.config.redact_command_lines);
+        }
+        Reply::Report(Box::new(document))
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as i64)
+}

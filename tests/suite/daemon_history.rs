@@ -1,0 +1,171 @@
+//! The daemon's history outlives the daemon, whatever ends it.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use memtrace_tests::daemon::{Cgroup, Daemon};
+use memtrace_tests::steps::Steps;
+use memtrace_tests::workload::workload;
+use memtrace_tests::{Running, Scratch};
+
+/// Rows that a query of sqlite3, the program, gives.
+fn sqlite(daemon: &Daemon, query: &str) -> Vec<String> {
+    let mut command = Command::new("sqlite3");
+    let told =
+        memtrace_tests::child::run(command.arg("-readonly").arg(daemon.history()).arg(query));
+    told.exited(0);
+    told.output().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_mark_bounds_a_report() {
+    let daemon = Daemon::start();
+    let run = || {
+        let mut command = Command::new(workload("faults.c"));
+        daemon
+            .cgroup
+            .run(command.args(["anonymous", "4"]))
+            .exited(0);
+    };
+    let ended = |count| {
+        let mut ended = daemon.ended(count, |one| one.comm.starts_with("faults"));
+        ended.sort_by_key(|one| one.end_time_ns);
+        ended
+    };
+    run();
+    let first = ended(1)[0].pid;
+    daemon.ask(&["mark", "deploy"]).exited(0);
+    run();
+    let second = ended(2)[1].pid;
+    let pids = |arguments: &[&str]| {
+        let document = daemon.report(arguments);
+        document
+            .processes
+            .iter()
+            .map(|one| one.pid)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(pids(&["--since", "deploy"]), [second]);
+    assert_eq!(pids(&["--until", "deploy"]), [first]);
+    assert_eq!(pids(&["--since", "1h", "-p", &first.to_string()]), [first]);
+    let wrong = daemon.ask(&["report", "--since", "yesterday"]);
+    wrong.exited(1);
+    assert!(wrong.one_line().contains("no mark, no age and no time"));
+    daemon.ask(&["mark", "2h"]).exited(1);
+}
+
+#[test]
+fn kill_9_at_any_moment_costs_two_seconds_at_most() {
+    const TURNS: u64 = 4;
+    let cgroup = Cgroup::new();
+    let busy: Running = cgroup.start(Command::new(workload("busy.c")).arg("2"));
+    busy.stdout_has("ready");
+    let mut daemon = Daemon::over(cgroup, "");
+    for turn in 0..TURNS {
+        // Moments that have nothing to do with the ticks.
+        std::thread::sleep(Duration::from_millis(1500 + 377 * turn % 1000));
+        daemon.kill();
+        let now_ms = i64::try_from(
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .expect("after 1970")
+                .as_millis(),
+        )
+        .expect("a time");
+        daemon.restart();
+        let sql = "SELECT value FROM state WHERE key = 'written_ms'";
+        let gap = "SELECT time_ms FROM event WHERE kind = 'gap' ORDER BY rowid DESC LIMIT 1";
+        let written: i64 = sqlite(&daemon, gap)[0].parse().expect("a time");
+        assert!(
+            now_ms - written < 2500,
+            "the last {} ms are lost",
+            now_ms - written
+        );
+        assert_eq!(sqlite(&daemon, "PRAGMA quick_check"), ["ok"]);
+        assert!(!sqlite(&daemon, sql).is_empty());
+        daemon.line(busy.pid(), |_| true);
+    }
+    let gaps = "SELECT count(*) FROM event WHERE kind = 'gap' AND detail LIKE '%without a word'";
+    assert_eq!(sqlite(&daemon, gaps), [TURNS.to_string()]);
+    let document = daemon.report(&["--since", "1h"]);
+    assert_eq!(document.coverage.lost_by_reason["history_gap"], TURNS);
+    busy.finish().exited(0);
+}
+
+#[test]
+fn a_damaged_history_is_moved_aside() {
+    let mut daemon = Daemon::start();
+    let mut steps = Steps::of(daemon.cgroup.holds(&mut Command::new(workload("steps.c"))));
+    daemon.line(steps.pid(), |_| true);
+    daemon.stop().exited(0);
+    let mut bytes = fs::read(daemon.history()).expect("a history");
+    let length = bytes.len();
+    bytes[100..length / 2].fill(0xa5);
+    fs::write(daemon.history(), bytes).expect("damage it");
+    daemon.restart();
+    daemon.process().stderr_has("the history was damaged");
+    daemon.line(steps.pid(), |_| true);
+    assert!(
+        daemon
+            .scratch
+            .path("state/history.sqlite.damaged-1")
+            .exists()
+    );
+    let document = daemon.report(&["--since", "1h"]);
+    assert_eq!(document.coverage.lost_by_reason["history_damaged"], 1);
+    steps.round();
+    steps.end(0);
+}
+
+/// A small file system in memory, unmounted when dropped.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn new(at: std::path::PathBuf) -> Small {
+        fs::create_dir_all(&at).expect("a mount point");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some("size=2m"))
+            .expect("mount a tmpfs");
+        Small(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_survived() {
+    let place = Scratch::new();
+    let disk = Small::new(place.path("state"));
+    let cgroup = Cgroup::new();
+    let mut steps = Steps::of(cgroup.holds(&mut Command::new(workload("steps.c"))));
+    let mut daemon = Daemon::keeping(cgroup, &disk.0);
+    daemon.line(steps.pid(), |_| true);
+    let filler = disk.0.join("filler");
+    let mut file = fs::File::create(&filler).expect("a file");
+    // To the last page.
+    while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    // An open file would keep its pages when it is removed.
+    drop(file);
+    daemon
+        .process()
+        .stderr_has("it is tried again every second");
+    daemon.line(steps.pid(), |_| true);
+    steps.round();
+    fs::remove_file(&filler).expect("make room");
+    daemon.process().stderr_has("the history is written again");
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let document = daemon.report(&["--since", "1h"]);
+        if document.processes.iter().any(|one| one.pid == steps.pid()) {
+            break;
+        }
+        assert!(Instant::now() < until, "the process is not in the history");
+    }
+    steps.end(0);
+    daemon.stop().exited(0);
+}
