@@ -163,9 +163,13 @@ fn code_that_a_runtime_generates_is_named_as_the_runtime_says() {
          touchPages(new Uint8Array(64 << 20));",
     );
     let node = tool("node", "nodejs");
+    let log = format!("--logfile={}", scratch.path("v8.log").display());
     let command = [
         node.as_os_str(),
         "--perf-basic-prof".as_ref(),
+        // Otherwise it lies in the working directory.
+        "--no-logfile-per-isolate".as_ref(),
+        log.as_ref(),
         script.as_os_str(),
     ];
     let traced = trace_with(&["--no-heap"], &command);
