@@ -7,8 +7,9 @@ use memtrace::report::document::{Heap, Process};
 use memtrace_tests::binary::heap;
 use memtrace_tests::child::run;
 use memtrace_tests::expect::number;
+use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::{build, library, tool, workload};
-use memtrace_tests::{Scratch, trace};
+use memtrace_tests::{Scratch, memtrace, trace};
 use serde_json::Value;
 
 const CALLS: &str = "10000";
@@ -268,6 +269,40 @@ fn an_allocator_loaded_by_dlopen_is_counted_from_its_first_call() {
     let mimalloc = library("libmimalloc.so.2", "libmimalloc2.0");
     let command = [loader.to_str().expect("a path in UTF-8"), &mimalloc, "mi_"];
     assert_exact_command(&command);
+}
+
+/// Most of a large program is nothing that probes need: it is not read, and nothing is missed.
+#[test]
+fn a_program_of_four_hundred_megabytes_is_counted_and_not_read_whole() {
+    let scratch = Scratch::new();
+    let large = |source: &str| {
+        let program = build(source, "gcc", &["-static"], "libc6-dev");
+        let copy = scratch.copy(&program, &format!("large-{source}"), 0o755);
+        let file = std::fs::File::options().write(true).open(&copy);
+        file.and_then(|file| file.set_len(400 << 20))
+            .expect("a hole at its end");
+        (program, copy)
+    };
+    assert_exact(&[], &large("counts.c").1);
+
+    let (small, large) = large("steps.c");
+    let most_resident_kib = |program: &Path| {
+        let mut command = memtrace(&["run", "--report-file", "/dev/null", "--"]);
+        let mut steps = Steps::of(command.arg(program).arg("0"));
+        steps.round();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", steps.pid()));
+        let status = status.expect("memtrace runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        steps.end(0);
+        kib.and_then(|kib| kib.parse::<u64>().ok())
+            .expect("a number of KiB")
+    };
+    let (small, large) = (most_resident_kib(&small), most_resident_kib(&large));
+    assert!(
+        large < small + 50 * 1024,
+        "{large} KiB, {small} for a small one"
+    );
 }
 
 /// No symbol says where malloc is: that is not a heap of nothing.

@@ -1,10 +1,12 @@
 //! Trees of processes, however short they live.
 
+use std::time::Duration;
+
 use memtrace::report::document::Process;
 use memtrace_tests::binary::heap;
 use memtrace_tests::expect::number;
 use memtrace_tests::workload::{build, workload};
-use memtrace_tests::{Scratch, Traced, trace, trace_with};
+use memtrace_tests::{Running, Scratch, Traced, memtrace, trace, trace_with};
 
 fn text(path: &std::path::Path) -> String {
     path.to_str().expect("a path in UTF-8").to_owned()
@@ -181,4 +183,38 @@ fn the_way_a_process_ended_is_reported() {
         .collect();
     let ends: Vec<_> = ends.iter().map(|exit| (exit.code, exit.signal)).collect();
     assert_eq!(ends, [(Some(4), None), (Some(9), None), (None, Some(10))]);
+}
+
+/// What memtrace keeps of processes that ended is bounded: once as many have ended as are kept, more of them cost nothing.
+#[test]
+fn a_storm_of_children_does_not_make_memtrace_grow() {
+    let mut command = memtrace(&["run", "--no-heap", "--report-file", "/dev/null", "--"]);
+    let mut run = Running::start(command.arg(workload("storm.c")));
+    let status = format!("/proc/{}/status", run.pid());
+    let resident_kib = || {
+        let status = std::fs::read_to_string(&status).expect("memtrace runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let words = line.and_then(|line| line.split_whitespace().next());
+        words
+            .and_then(|word| word.parse::<u64>().ok())
+            .expect("a number of KiB")
+    };
+    let mut storm = |order| {
+        run.send(b"x");
+        run.stdout_lines(order);
+        // Until it has read all of it: then it stays as it is.
+        let mut before = 0;
+        while before != resident_kib() {
+            before = resident_kib();
+            std::thread::sleep(Duration::from_millis(1200));
+        }
+        before
+    };
+    let first = storm(1);
+    let second = storm(2);
+    assert!(
+        second < first + 6 * 1024,
+        "{first} KiB after 11,000 children, {second} KiB after 22,000"
+    );
+    run.finish().exited(0);
 }

@@ -270,6 +270,11 @@ impl Model {
             .collect()
     }
 
+    /// Whether the model still has something to say of the last process with this pid.
+    pub fn knows(&self, pid: Pid) -> bool {
+        self.current.contains_key(&pid)
+    }
+
     fn count(&mut self, pid: Pid, reason: &str, count: u64, loss: bool) {
         self.coverage.count(reason, count, loss);
         if !loss || count == 0 {

@@ -11,8 +11,9 @@ use memtrace_common::heap::{Function, Point};
 
 use super::{
     candidate::families,
+    contents::Contents,
     image::{Image, ImageError},
-    names::Family,
+    names::{self, Family},
     placement::Placement,
     selection::Search,
 };
@@ -134,20 +135,29 @@ pub enum NoAllocator {
     },
 }
 
-/// The largest file that is searched, in bytes; it is in memory while it is.
+/// The largest file that is searched, in bytes.
 pub const LARGEST: u64 = 512 << 20;
 
-/// [`find`] in an open file, from its first byte on whatever its position.
-///
-/// The file is read, not mapped: one that is cut short meanwhile gives an error, not a signal.
+/// [`find`] in an open file, of which only what matters is read: its code where it has an allocator's names.
 pub fn find_in(file: &File) -> Result<Vec<Allocator>, NoAllocator> {
-    find(&contents(file)?)
+    let mut contents = contents(file)?;
+    let named = Image::parse(&contents.data)?
+        .symbols()
+        .iter()
+        .any(|symbol| names::lookup(symbol.name).is_some());
+    if named {
+        contents.read_code(file).map_err(unreadable)?;
+    }
+    find(&contents.data)
 }
 
-fn contents(file: &File) -> Result<Vec<u8>, NoAllocator> {
-    let unreadable = |error: io::Error| NoAllocator::Unreadable {
+fn unreadable(error: io::Error) -> NoAllocator {
+    NoAllocator::Unreadable {
         reason: error.to_string(),
-    };
+    }
+}
+
+fn contents(file: &File) -> Result<Contents, NoAllocator> {
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(ImageError::NotElf.into());
@@ -160,11 +170,8 @@ fn contents(file: &File) -> Result<Vec<u8>, NoAllocator> {
     if file.read_at(&mut magic, 0).map_err(unreadable)? < 4 || magic != object::elf::ELFMAG {
         return Err(ImageError::NotElf.into());
     }
-    let mut data = Vec::new();
     let length = usize::try_from(size).map_err(|_| NoAllocator::TooLarge { size })?;
-    data.resize(length, 0);
-    file.read_exact_at(&mut data, 0).map_err(unreadable)?;
-    Ok(data)
+    Contents::read(file, length).map_err(unreadable)
 }
 
 /// Finds the allocators in an ELF file: mostly one, two where a program links a prefixed one

@@ -31,9 +31,6 @@ use super::{
     tracefs::{Tracefs, UprobeEvent},
 };
 
-/// Larger files are not looked into: no allocator is linked into a file of this size that people trace.
-const MAX_FILE_BYTES: u64 = 512 << 20;
-
 /// A file, wherever it is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
@@ -234,22 +231,16 @@ impl HeapProbes {
             return Ok((id, verdict.clone()));
         }
         let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        let verdict = if metadata.is_file() && metadata.len() <= MAX_FILE_BYTES {
-            let data = std::fs::read(path).map_err(failed)?;
-            self.look(id, file, &data, batch)
-        } else {
-            Verdict::None
-        };
+        let verdict = self.look(id, file, batch);
         log::debug!("{}: {verdict:?}", path.display());
         Ok((id, verdict))
     }
 
-    fn look(&mut self, id: FileId, file: File, data: &[u8], batch: &mut Batch) -> Verdict {
+    fn look(&mut self, id: FileId, file: File, batch: &mut Batch) -> Verdict {
         let hidden = |reason: &str| Verdict::Hidden {
             reason: reason.to_owned(),
         };
-        let allocators = match allocator::find(data) {
+        let allocators = match allocator::find_in(&file) {
             Ok(allocators) => allocators,
             Err(NoAllocator::Stripped) => {
                 return hidden(
@@ -261,6 +252,7 @@ impl HeapProbes {
             }) => {
                 return hidden("a 32-bit program: its allocator is not probed");
             }
+            Err(error @ NoAllocator::Unreadable { .. }) => return hidden(&error.to_string()),
             Err(_) => return Verdict::None,
         };
         let file = Rc::new(file);

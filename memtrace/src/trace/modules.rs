@@ -1,5 +1,5 @@
 //! The executable mappings of every traced process, noted as they are made: a process that has exited is
-//! still symbolized.
+//! still symbolized, as long as the model keeps it.
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -84,6 +84,11 @@ impl Modules {
         self.by_pid.get(&pid).map_or(&[], |image| &image.mappings)
     }
 
+    /// Drops the mappings of processes that nothing will be symbolized for any more.
+    pub fn keep(&mut self, known: impl Fn(Pid) -> bool) {
+        self.by_pid.retain(|&pid, _| known(pid));
+    }
+
     fn add(&mut self, pid: Pid, mapping: Mapping) {
         let image = self.by_pid.entry(pid).or_default();
         Rc::make_mut(&mut image.mappings).push(mapping);
@@ -156,6 +161,19 @@ mod tests {
         modules.note(&mapped(2, 0x2000, "/b"));
         assert_eq!(paths(&modules, 1), ["/a"]);
         assert_eq!(paths(&modules, 2), ["/a", "/b"]);
+    }
+
+    #[test]
+    fn what_is_not_known_any_more_is_dropped_and_the_rest_stays() {
+        let mut modules = Modules::default();
+        for pid in 1..=3 {
+            modules.note(&mapped(pid, 0x1000, "/a"));
+        }
+        modules.keep(|pid| pid != 2);
+        assert_eq!(paths(&modules, 1), ["/a"]);
+        assert_eq!(paths(&modules, 2), [""; 0]);
+        assert_eq!(paths(&modules, 3), ["/a"]);
+        assert_eq!(modules.by_pid.len(), 2);
     }
 
     #[test]

@@ -174,6 +174,9 @@ impl Session {
             self.stream.push_end(pid, seed::now_ns());
         }
         self.missed = gone;
+        let (model, traced) = (&self.model, &self.traced);
+        self.modules
+            .keep(|pid| traced.contains(&pid) || model.knows(pid));
         self.unfollowed.tick(&mut self.faults, &mut self.object);
         if let Some(logger) = &mut self.logger {
             logger.flush();
