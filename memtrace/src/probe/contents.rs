@@ -1,7 +1,7 @@
 //! An ELF file's bytes as far as probes need them. A program may be hundreds of megabytes, most of them debug
 //! information and data, and is looked at while events wait.
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, path::Path};
 
 use object::{
     Endianness, elf,
@@ -20,6 +20,17 @@ pub struct Contents {
     pub data: Vec<u8>,
     /// Code, to be read by [`Contents::read_code`].
     code: Vec<Range<u64>>,
+}
+
+/// The bytes of a regular file but for its code.
+pub fn without_code(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let size = usize::try_from(metadata.len()).map_err(io::Error::other)?;
+    Ok(Contents::read(&file, size)?.data)
 }
 
 impl Contents {

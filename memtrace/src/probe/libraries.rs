@@ -7,15 +7,19 @@ use std::{
     collections::HashSet,
     env,
     ffi::OsStr,
-    fs,
+    fs::{self, File},
+    io::Read as _,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
-use super::image::Image;
+use super::{contents, image::Image};
 
 /// Scripts name interpreters that may be scripts: as deep as the kernel follows (BINPRM_MAX_RECURSION).
 const MAX_INTERPRETERS: usize = 5;
+
+/// Bytes of a script that the kernel looks at: BINPRM_BUF_SIZE, include/uapi/linux/binfmts.h.
+const FIRST_LINE: u64 = 256;
 
 /// Where loaders look without being told: glibc's and musl's defaults, Debian's and others' multiarch.
 const DEFAULT_DIRECTORIES: [&str; 6] = [
@@ -96,7 +100,9 @@ impl Search {
         if !self.seen.insert(path.clone()) {
             return;
         }
-        let Ok(data) = fs::read(&path) else { return };
+        let Ok(data) = contents::without_code(&path) else {
+            return;
+        };
         let Ok(image) = Image::parse(&data) else {
             return;
         };
@@ -183,8 +189,10 @@ fn preloaded() -> Vec<Vec<u8>> {
 
 /// The interpreter that a script names in its first line.
 fn interpreter(script: &Path) -> Option<PathBuf> {
-    let data = fs::read(script).ok()?;
-    let line = data
+    let mut start = Vec::new();
+    let file = File::open(script).ok()?;
+    file.take(FIRST_LINE).read_to_end(&mut start).ok()?;
+    let line = start
         .strip_prefix(b"#!")?
         .split(|&byte| byte == b'\n')
         .next()?;

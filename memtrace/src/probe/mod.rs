@@ -8,7 +8,7 @@ pub mod area;
 pub mod btf;
 mod candidate;
 pub mod check;
-mod contents;
+pub mod contents;
 pub mod error;
 pub mod fault;
 pub mod flow;

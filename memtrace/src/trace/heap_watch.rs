@@ -8,7 +8,7 @@ use std::{
 use crate::{
     event::{Event, EventKind, Pid},
     probe::{
-        Error,
+        Error, contents,
         heap::{FileId, HeapProbes, Verdict},
         image::Image,
         object::Object,
@@ -118,7 +118,7 @@ impl HeapWatch {
             return false;
         };
         let ours = self.build_ids.entry(id).or_insert_with(|| {
-            let data = std::fs::read(path).unwrap_or_default();
+            let data = contents::without_code(path).unwrap_or_default();
             let image = Image::parse(&data).ok();
             image.and_then(|image| image.build_id()).unwrap_or_default()
         });
