@@ -27,6 +27,10 @@ const STACK_FLOOR: u64 = 0x7ff0_0000_0000;
 /// Bytes above the address that the kernel tells as the start of the stack: arguments and environment.
 const STACK_HEAD: u64 = 2 << 20;
 
+/// Where exec sets a stack up before it knows where the stack will be: `STACK_TOP_MAX` with four and with
+/// five levels of page tables (arch/x86/include/asm/processor.h, page_64_types.h).
+const STACK_TOPS: [u64; 2] = [(1 << 47) - PAGE, (1 << 56) - PAGE];
+
 /// Which source the resident pages were last taken from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Source {
@@ -162,6 +166,11 @@ impl AddressSpace {
             return;
         };
         let named = !is_unnamed(&event.path);
+        // Kernels that track soft-dirty pages announce it there, as they change its protection, and
+        // then move it (fs/exec.c, setup_arg_pages()). What a program maps there is a call of its own.
+        if !named && STACK_TOPS.contains(&range.end) {
+            return;
+        }
         let shared = event.flags & 1 != 0;
         let mut region = Region::anonymous(range.end, event.protection, time_ns);
         region.shared = shared;
@@ -342,6 +351,30 @@ fn same_contents(start: u64, old: &Region, new_start: u64, new: &Region, time_ns
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_stack_that_exec_sets_up_at_the_top_is_no_mapping_of_the_program() {
+        for top in [0x7fff_ffff_f000, 0xff_ffff_ffff_f000] {
+            let mut space = AddressSpace::default();
+            let announced = |path: &str| FileMapped {
+                start: top - PAGE,
+                length: PAGE,
+                offset: 0,
+                protection: 3,
+                flags: 2,
+                path: path.into(),
+                build_id: Box::default(),
+            };
+            space.announce(10, &announced("//anon"));
+            assert_eq!(space.regions.bytes(), 0, "moved before the program runs");
+            space.announce(11, &announced("[stack]"));
+            assert_eq!(
+                space.regions.bytes(),
+                PAGE,
+                "without randomisation it stays"
+            );
+        }
+    }
 
     const WRITE: Access = Access {
         major: false,
