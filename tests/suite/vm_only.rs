@@ -62,8 +62,6 @@ fn pages_that_were_paged_out_are_swapped_and_not_committed() {
         "{swap} B in swap: is there any?"
     );
     assert_as_smaps(&traced, &seen);
-    let major = traced.first().faults.major;
-    assert!(major > 0, "what came back was waited for");
 }
 
 /// A control group with a limit, removed when dropped.
