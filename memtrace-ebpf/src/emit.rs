@@ -31,9 +31,16 @@ static WAKEUP_BYTES: Global<u64> = Global::new(1 << 20);
 pub enum Urgency {
     /// The reader's timer is soon enough, unless the buffer fills.
     Usual,
+    /// The same for records that come by the million: a thread numbers them, and looks at one in
+    /// [`LOOK_EVERY`] how full the buffer is. What passes between two looks is little beside the buffer.
+    Frequent(u32),
     /// Wake the reader now: it may have probes to place.
     Now,
 }
+
+/// Of so many frequent records, one looks how full the buffer is; so the reader is not woken by each of them either,
+/// where it is late.
+const LOOK_EVERY: u32 = 32;
 
 /// Counts one occurrence. The map is shared between CPUs, so the addition is atomic.
 #[inline(always)]
@@ -60,7 +67,12 @@ pub unsafe fn add(value: *mut u64, amount: u64) {
 /// The common part of a record about the current thread, as of now.
 #[inline(always)]
 pub fn header(kind: Kind) -> Header {
-    let ids = bpf_get_current_pid_tgid();
+    header_of(kind, bpf_get_current_pid_tgid())
+}
+
+/// The same, where the thread's ids are at hand: process above, thread below.
+#[inline(always)]
+pub fn header_of(kind: Kind, ids: u64) -> Header {
     // SAFETY: the helper takes no argument.
     let time_ns = unsafe { bpf_ktime_get_ns() };
     Header {
@@ -96,12 +108,15 @@ pub fn emit_copy<T>(record: &T, lost: Counter, urgency: Urgency) {
 /// Flags for a submission: waking the reader costs more than the record, so it is woken by fill level.
 #[inline(always)]
 fn wakeup(urgency: Urgency) -> u64 {
-    let flags = if urgency == Urgency::Now
-        || EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES.load()
-    {
+    let looks = match urgency {
+        Urgency::Now => return u64::from(BPF_RB_FORCE_WAKEUP),
+        Urgency::Usual => true,
+        Urgency::Frequent(number) => number % LOOK_EVERY == 0,
+    };
+    let filled = looks && EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES.load();
+    u64::from(if filled {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
-    };
-    u64::from(flags)
+    })
 }

@@ -21,18 +21,23 @@ use memtrace_common::{
 };
 
 use crate::{
-    emit::{Urgency, count, emit, header},
+    emit::{Urgency, count, emit, header_of},
     floor, stack, target,
     vma::SLOT_MASK,
 };
 
-/// A call in flight.
+/// A thread of a traced process, and its call in flight.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct CallSlot {
+    /// 0 for none: the slot is free until a thread of a traced process takes it.
     tid: u32,
     /// [`Function`] as a number; 0 for none.
     function: u32,
+    /// [`target::generation`] when the thread's process was found to be traced.
+    generation: u32,
+    /// Records of the thread.
+    records: u32,
     /// Where the return address lies.
     frame: u64,
     /// The same, of the last call that was the allocator's own: a tail jump out of it is internal too.
@@ -42,6 +47,36 @@ struct CallSlot {
     pointer: u64,
     size: u64,
     stack: u64,
+}
+
+impl CallSlot {
+    /// Whether the current thread's process is traced. It is looked up once and remembered by the thread's slot,
+    /// which its end clears.
+    #[inline(always)]
+    fn is_traced(&mut self, tid: u32) -> bool {
+        let generation = target::generation();
+        if self.tid == tid && self.generation == generation {
+            return true;
+        }
+        if target::current().is_none() {
+            return false;
+        }
+        if self.tid == 0 {
+            self.function = 0;
+            self.internal_frame = 0;
+            self.tid = tid;
+        }
+        if self.tid == tid {
+            self.generation = generation;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn next_record(&mut self) -> Urgency {
+        self.records = self.records.wrapping_add(1);
+        Urgency::Frequent(self.records)
+    }
 }
 
 #[map]
@@ -87,7 +122,7 @@ struct Call<'a> {
     regs: &'a pt_regs,
     point: &'static Point,
     slot: &'static mut CallSlot,
-    tid: u32,
+    ids: u64,
     frame: u64,
     caller: u64,
 }
@@ -99,14 +134,17 @@ impl<'a> Call<'a> {
         if floor::hooks_only() {
             return None;
         }
-        target::current()?;
+        let ids = bpf_get_current_pid_tgid();
+        let tid = ids as u32;
+        let slot = slot(tid)?;
+        if !slot.is_traced(tid) {
+            return None;
+        }
         // SAFETY: the context of a uprobe program is a pt_regs.
         let regs: &'a pt_regs = unsafe { &*ctx.cast::<pt_regs>() };
         // SAFETY: the context is this program's own.
         let group = unsafe { bpf_get_attach_cookie(ctx) } as u32;
         let point = POINTS.get(group * GROUP_SIZE + regs.rip as u32 % GROUP_SIZE)?;
-        let tid = bpf_get_current_pid_tgid() as u32;
-        let slot = slot(tid)?;
         let frame = regs.rsp + u64::from(point.pushed);
         // SAFETY: the helper checks the user address.
         let caller = unsafe { bpf_probe_read_user(frame as *const u64) }.unwrap_or_else(|_| {
@@ -131,7 +169,7 @@ impl<'a> Call<'a> {
             regs,
             point,
             slot,
-            tid,
+            ids,
             frame,
             caller,
         })
@@ -143,10 +181,10 @@ impl<'a> Call<'a> {
         let address = self.regs.rdi;
         if address != 0 {
             let record = Free {
-                header: header(Kind::Free),
+                header: header_of(Kind::Free, self.ids),
                 address,
             };
-            emit(record, Counter::LostFree, Urgency::Usual);
+            emit(record, Counter::LostFree, self.slot.next_record());
         }
     }
 
@@ -157,10 +195,11 @@ impl<'a> Call<'a> {
             regs,
             point,
             slot,
-            tid,
+            ids,
             frame,
             caller,
         } = self;
+        let tid = ids as u32;
         if slot.function != 0 {
             count(if slot.tid == tid {
                 Counter::CallAbandoned
@@ -170,6 +209,7 @@ impl<'a> Call<'a> {
         }
         let (pointer, size) = arguments(regs, point.function);
         slot.tid = tid;
+        slot.generation = target::generation();
         slot.function = point.function;
         slot.frame = frame;
         slot.internal_frame = 0;
@@ -226,7 +266,8 @@ fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
     if floor::hooks_only() {
         return;
     }
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let ids = bpf_get_current_pid_tgid();
+    let tid = ids as u32;
     let Some(slot) = slot(tid) else { return };
     // SAFETY: the context of a uprobe program is a pt_regs.
     let regs = unsafe { &*ctx.cast::<pt_regs>() };
@@ -240,7 +281,17 @@ fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
     } else {
         regs.rax
     };
-    emit_result(slot, function, result);
+    emit_result(slot, ids, function, result);
+}
+
+/// A thread ended, or has another id from now on: its id may come back as another process's.
+#[inline(always)]
+pub fn forget(tid: u32) {
+    if let Some(slot) = slot(tid)
+        && slot.tid == tid
+    {
+        slot.tid = 0;
+    }
 }
 
 /// posix_memalign stores the block's address and returns 0, or returns an error.
@@ -254,16 +305,17 @@ fn memalign_result(place: u64, status: u64) -> u64 {
 }
 
 #[inline(always)]
-fn emit_result(slot: &CallSlot, function: u32, result: u64) {
+fn emit_result(slot: &mut CallSlot, ids: u64, function: u32, result: u64) {
     let reallocates = (function == Function::Realloc as u32
         || function == Function::Reallocarray as u32)
         && slot.pointer != 0;
     let (size, stack) = (slot.size, slot.stack);
+    let urgency = slot.next_record();
     if result == 0 {
         if reallocates && size == 0 {
             let header = Header {
                 time_ns: slot.entered_ns,
-                ..header(Kind::Free)
+                ..header_of(Kind::Free, ids)
             };
             emit(
                 Free {
@@ -271,33 +323,33 @@ fn emit_result(slot: &CallSlot, function: u32, result: u64) {
                     address: slot.pointer,
                 },
                 Counter::LostFree,
-                Urgency::Usual,
+                urgency,
             );
         } else {
             let header = Header {
                 extra: function,
-                ..header(Kind::AllocFailed)
+                ..header_of(Kind::AllocFailed, ids)
             };
             emit(
                 AllocFailed { header, size },
                 Counter::LostAllocation,
-                Urgency::Usual,
+                urgency,
             );
         }
     } else if reallocates {
         let record = Realloc {
-            header: header(Kind::Realloc),
+            header: header_of(Kind::Realloc, ids),
             entered_ns: slot.entered_ns,
             old_address: slot.pointer,
             new_address: result,
             size,
             stack,
         };
-        emit(record, Counter::LostReallocation, Urgency::Usual);
+        emit(record, Counter::LostReallocation, urgency);
     } else {
         let header = Header {
             extra: function,
-            ..header(Kind::Alloc)
+            ..header_of(Kind::Alloc, ids)
         };
         let record = Alloc {
             header,
@@ -305,6 +357,6 @@ fn emit_result(slot: &CallSlot, function: u32, result: u64) {
             size,
             stack,
         };
-        emit(record, Counter::LostAllocation, Urgency::Usual);
+        emit(record, Counter::LostAllocation, urgency);
     }
 }

@@ -3,8 +3,8 @@
 use aya_ebpf::{
     EbpfContext as _, Global,
     helpers::{
-        bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_kernel_str_bytes,
-        bpf_probe_read_user_buf,
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_probe_read_kernel,
+        bpf_probe_read_kernel_str_bytes, bpf_probe_read_user_buf,
     },
     macros::{map, raw_tracepoint},
     maps::PerCpuArray,
@@ -19,7 +19,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, emit, emit_copy, header},
-    residency, target,
+    heap, residency, target,
 };
 
 /// Offsets into the kernel's structures, from BTF.
@@ -90,6 +90,8 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 /// `sched:sched_process_exec(task, old_pid, bprm)`: the program is loaded and about to run.
 #[raw_tracepoint]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    // Where another thread than the leader called execve, it has the leader's id from here on (de_thread(), fs/exec.c).
+    heap::forget(ctx.arg(1));
     let Some((pid, _)) = target::current_or_met() else {
         return 0;
     };
@@ -180,6 +182,8 @@ pub fn live_threads() -> Option<i32> {
 /// `sched:sched_process_exit`, in the thread that ends.
 #[raw_tracepoint]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    // Before the filter: of two last threads, one may find the process gone from the table.
+    heap::forget(bpf_get_current_pid_tgid() as u32);
     let Some((pid, _)) = target::current() else {
         return 0;
     };

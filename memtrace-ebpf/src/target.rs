@@ -8,7 +8,7 @@ use aya_ebpf::{
         generated::bpf_get_current_ancestor_cgroup_id,
     },
     macros::map,
-    maps::HashMap,
+    maps::{Array, HashMap},
 };
 use memtrace_common::{
     counter::Counter,
@@ -91,6 +91,16 @@ fn in_area() -> bool {
         },
         _ => false,
     }
+}
+
+/// Counts how often processes were taken out of [`TARGETS`] by the user side.
+#[map]
+static GENERATION: Array<u32> = Array::with_max_entries(1, 0);
+
+/// What was found in [`TARGETS`] holds for a thread until it ends or this changes.
+#[inline(always)]
+pub fn generation() -> u32 {
+    GENERATION.get(0).copied().unwrap_or(0)
 }
 
 /// Sets a flag of a traced process.

@@ -63,6 +63,7 @@ pub struct Object {
     ebpf: Ebpf,
     points: Array<MapData, Point>,
     targets: HashMap<MapData, u32, Target>,
+    generation: Array<MapData, u32>,
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
     ends_everywhere: Array<MapData, u32>,
@@ -99,6 +100,7 @@ impl Object {
         Ok(Self {
             points: array(&mut ebpf, "POINTS")?,
             targets: hash(&mut ebpf, "TARGETS")?,
+            generation: array(&mut ebpf, "GENERATION")?,
             histograms: hash(&mut ebpf, "HISTOGRAMS")?,
             counters: array(&mut ebpf, "COUNTERS")?,
             ends_everywhere: array(&mut ebpf, "ENDS_EVERYWHERE")?,
@@ -219,6 +221,11 @@ impl Object {
             if let Err(error) = self.targets.remove(&pid) {
                 log::debug!("pid {pid} was not traced any more: {error}");
             }
+        }
+        // Threads remember that they were traced.
+        let generation = self.generation.get(&0, 0).unwrap_or(0).wrapping_add(1);
+        if let Err(error) = self.generation.set(0, generation, 0) {
+            log::debug!("GENERATION: {error}");
         }
     }
 
