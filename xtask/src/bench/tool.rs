@@ -169,12 +169,12 @@ fn by_itself(workload: &[OsString]) -> Command {
 }
 
 /// Says that it is ready when its first and its last probe have fired: all others are attached by then, in whatever
-/// order that is done. What the maps hold at the end is not printed.
+/// order that is done. (Two probes of one name would be one.) What the maps hold at the end is not printed.
 fn script(probes: &str) -> String {
     format!(
         "interval:s:1 /!@ready/ {{ @first = 1; if (@last) {{ printf(\"ready\\n\"); @ready = 1; }} }}
          {probes}
-         interval:s:1 /!@ready/ {{ @last = 1; if (@first) {{ printf(\"ready\\n\"); @ready = 1; }} }}"
+         interval:ms:1001 /!@ready/ {{ @last = 1; if (@first) {{ printf(\"ready\\n\"); @ready = 1; }} }}"
     )
 }
 
