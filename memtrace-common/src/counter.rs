@@ -36,6 +36,8 @@ counters! {
     LostStack = "ring_full_stack",
     /// The map of traced processes was full: a child was not followed.
     TargetsFull = "targets_full",
+    /// No room to remember a sampled block: it was not recorded, since its free would not have been.
+    SampledFull = "sampled_blocks_full",
     /// A process had no entry in the histogram map: the latency of a fault was not counted.
     HistogramMissing = "fault_histogram_missing",
     /// The map of known stacks was full: frames were sent again.

@@ -10,6 +10,7 @@ pub mod counter;
 pub mod heap;
 pub mod histogram;
 pub mod record;
+pub mod sampling;
 pub mod target;
 
 /// aya lets only plain data into maps; these are: `repr(C)`, integers throughout, no padding.

@@ -17,6 +17,9 @@ pub const FOLLOW: u64 = 1;
 /// it may not read: its faults are counted where they start, and its heap is not seen.
 pub const UNFOLLOWED: u64 = 2;
 
+/// The process was forked and runs its parent's program: blocks of its heap are known under the parent's pid.
+pub const INHERITED_HEAP: u64 = 4;
+
 /// Which processes are traced beside those that are told one by one, decided when the programs are loaded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

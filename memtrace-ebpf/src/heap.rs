@@ -18,11 +18,12 @@ use memtrace_common::{
     counter::Counter,
     heap::{Function, GROUP_SIZE, MAX_GROUPS, Point},
     record::{Alloc, AllocFailed, Free, Header, Kind, Realloc},
+    target::INHERITED_HEAP,
 };
 
 use crate::{
     emit::{Urgency, count, emit, header_of},
-    floor, stack, target,
+    floor, sample, stack, target,
     vma::SLOT_MASK,
 };
 
@@ -33,11 +34,17 @@ struct CallSlot {
     /// 0 for none: the slot is free until a thread of a traced process takes it.
     tid: u32,
     /// [`Function`] as a number; 0 for none.
-    function: u32,
+    function: u16,
+    /// Whether the call's block is in the sample.
+    sampled: bool,
+    /// Whether blocks may have come from before a fork ([`INHERITED_HEAP`]).
+    inherits: bool,
     /// [`target::generation`] when the thread's process was found to be traced.
     generation: u32,
     /// Records of the thread.
     records: u32,
+    /// Bytes up to the next sample point ([`sample::takes`]).
+    until_sample: u64,
     /// Where the return address lies.
     frame: u64,
     /// The same, of the last call that was the allocator's own: a tail jump out of it is internal too.
@@ -50,17 +57,16 @@ struct CallSlot {
 }
 
 impl CallSlot {
-    /// Whether the current thread's process is traced. It is looked up once and remembered by the thread's slot,
-    /// which its end clears.
+    /// Whether the current thread's process is traced, and if so whether its heap is inherited. It is looked up
+    /// once and remembered by the thread's slot, which its end clears.
     #[inline(always)]
-    fn is_traced(&mut self, tid: u32) -> bool {
+    fn traced(&mut self, tid: u32) -> Option<bool> {
         let generation = target::generation();
         if self.tid == tid && self.generation == generation {
-            return true;
+            return Some(self.inherits);
         }
-        if target::current().is_none() {
-            return false;
-        }
+        let (_, target) = target::current()?;
+        let inherits = target.flags & INHERITED_HEAP != 0;
         if self.tid == 0 {
             self.function = 0;
             self.internal_frame = 0;
@@ -68,8 +74,9 @@ impl CallSlot {
         }
         if self.tid == tid {
             self.generation = generation;
+            self.inherits = inherits;
         }
-        true
+        Some(inherits)
     }
 
     #[inline(always)]
@@ -123,6 +130,7 @@ struct Call<'a> {
     point: &'static Point,
     slot: &'static mut CallSlot,
     ids: u64,
+    inherits: bool,
     frame: u64,
     caller: u64,
 }
@@ -137,9 +145,7 @@ impl<'a> Call<'a> {
         let ids = bpf_get_current_pid_tgid();
         let tid = ids as u32;
         let slot = slot(tid)?;
-        if !slot.is_traced(tid) {
-            return None;
-        }
+        let inherits = slot.traced(tid)?;
         // SAFETY: the context of a uprobe program is a pt_regs.
         let regs: &'a pt_regs = unsafe { &*ctx.cast::<pt_regs>() };
         // SAFETY: the context is this program's own.
@@ -170,6 +176,7 @@ impl<'a> Call<'a> {
             point,
             slot,
             ids,
+            inherits,
             frame,
             caller,
         })
@@ -179,7 +186,7 @@ impl<'a> Call<'a> {
     #[inline(always)]
     fn free(self) {
         let address = self.regs.rdi;
-        if address != 0 {
+        if address != 0 && tells_free(self.ids, self.inherits, address) {
             let record = Free {
                 header: header_of(Kind::Free, self.ids),
                 address,
@@ -196,6 +203,7 @@ impl<'a> Call<'a> {
             point,
             slot,
             ids,
+            inherits,
             frame,
             caller,
         } = self;
@@ -210,7 +218,8 @@ impl<'a> Call<'a> {
         let (pointer, size) = arguments(regs, point.function);
         slot.tid = tid;
         slot.generation = target::generation();
-        slot.function = point.function;
+        slot.inherits = inherits;
+        slot.function = point.function as u16;
         slot.frame = frame;
         slot.internal_frame = 0;
         slot.pointer = pointer;
@@ -223,14 +232,13 @@ impl<'a> Call<'a> {
         } else {
             0
         };
-        slot.stack = stack::intern(
-            regs,
-            if caller & !0xfff == TRAMPOLINE {
-                0
-            } else {
-                caller
-            },
-        );
+        slot.sampled = sample::takes(&mut slot.until_sample, size);
+        slot.stack = if slot.sampled {
+            let returns_to_trampoline = caller & !0xfff == TRAMPOLINE;
+            stack::intern(regs, if returns_to_trampoline { 0 } else { caller })
+        } else {
+            0
+        };
     }
 }
 
@@ -274,7 +282,7 @@ fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
     if slot.tid != tid || slot.function == 0 || slot.frame != regs.rsp.wrapping_sub(popped) {
         return;
     }
-    let function = slot.function;
+    let function = u32::from(slot.function);
     slot.function = 0;
     let result = if function == Function::PosixMemalign as u32 {
         memalign_result(slot.pointer, regs.rax)
@@ -304,12 +312,42 @@ fn memalign_result(place: u64, status: u64) -> u64 {
     unsafe { bpf_probe_read_user(place as *const u64) }.unwrap_or(0)
 }
 
+/// Whether the release of a block is told.
+#[inline(always)]
+fn tells_free(ids: u64, inherits: bool, address: u64) -> bool {
+    // Both are to happen: a forked process may have its own block at an address that it inherited.
+    !sample::is_on() || sample::forget(ids, address) | inherits
+}
+
+/// Whether a block that is in the sample is told.
+#[inline(always)]
+fn tells_block(ids: u64, address: u64) -> bool {
+    if !sample::is_on() {
+        return true;
+    }
+    let remembered = sample::remember(ids, address);
+    if !remembered {
+        count(Counter::SampledFull);
+    }
+    remembered
+}
+
 #[inline(always)]
 fn emit_result(slot: &mut CallSlot, ids: u64, function: u32, result: u64) {
     let reallocates = (function == Function::Realloc as u32
         || function == Function::Reallocarray as u32)
         && slot.pointer != 0;
     let (size, stack) = (slot.size, slot.stack);
+    // Both are to happen: the old block of a realloc leaves the sample, and the new one enters it or not.
+    let old_told =
+        reallocates && (result != 0 || size == 0) && tells_free(ids, slot.inherits, slot.pointer);
+    let new_told = result != 0 && slot.sampled && tells_block(ids, result);
+    if result == 0 && reallocates && size == 0 && !old_told {
+        return;
+    }
+    if result != 0 && !old_told && !new_told {
+        return;
+    }
     let urgency = slot.next_record();
     if result == 0 {
         if reallocates && size == 0 {
@@ -341,7 +379,8 @@ fn emit_result(slot: &mut CallSlot, ids: u64, function: u32, result: u64) {
             header: header_of(Kind::Realloc, ids),
             entered_ns: slot.entered_ns,
             old_address: slot.pointer,
-            new_address: result,
+            // 0 where only the old block is in the sample.
+            new_address: if new_told { result } else { 0 },
             size,
             stack,
         };

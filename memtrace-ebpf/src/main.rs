@@ -4,7 +4,7 @@
 //! the hook and one map look-up. Every helper's result is checked; what could not be recorded is
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
-//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `stack`; and `floor`, for measuring.
+//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `sample`, `stack`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -23,6 +23,7 @@ mod floor;
 mod heap;
 mod process;
 mod residency;
+mod sample;
 mod stack;
 mod target;
 mod vma;

@@ -14,7 +14,7 @@ use aya_log_ebpf::warn;
 use memtrace_common::{
     counter::Counter,
     record::{ARGUMENT_BYTES, Arguments, EXEC_UNFOLLOWED, Exec, Exit, Fork, Kind, Rename},
-    target::{FOLLOW, KernelOffsets, Target, UNFOLLOWED, UNKNOWN},
+    target::{FOLLOW, INHERITED_HEAP, KernelOffsets, Target, UNFOLLOWED, UNKNOWN},
 };
 
 use crate::{
@@ -65,7 +65,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         }
         let child_target = Target {
             start_ns: header.time_ns,
-            flags: parent.flags,
+            flags: parent.flags | INHERITED_HEAP,
         };
         if !target::follow(child, child_target) {
             warn!(
@@ -98,6 +98,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let Some(scratch) = EXECS.get_ptr_mut(0) else {
         return 0;
     };
+    target::unmark(pid, INHERITED_HEAP);
     // SAFETY: raw tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
     let record = unsafe { &mut *scratch };
     record.header = header(Kind::Exec);

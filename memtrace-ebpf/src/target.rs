@@ -112,6 +112,15 @@ pub fn mark(pid: u32, flag: u64) {
     }
 }
 
+/// Clears a flag of a traced process.
+#[inline(always)]
+pub fn unmark(pid: u32, flag: u64) {
+    if let Some(target) = TARGETS.get_ptr_mut(&pid) {
+        // SAFETY: as above.
+        unsafe { (*target).flags &= !flag };
+    }
+}
+
 /// Traces a child from now on.
 #[inline(always)]
 pub fn follow(pid: u32, target: Target) -> bool {

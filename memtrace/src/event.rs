@@ -129,6 +129,9 @@ pub enum EventKind {
         attached: bool,
         reason: Option<Box<str>>,
     },
+    /// Only a sample of the blocks is recorded from here on: by a Poisson process over the bytes that each thread asks
+    /// for, with this mean distance between sample points.
+    Sampling { bytes: u64 },
     /// The machine; first event of a trace.
     Machine(Box<Machine>),
     /// Tracing stopped here: what still runs is reported as of now.

@@ -56,7 +56,7 @@ fn assert_difference(idle: Heap, busy: Heap, counted: &Value) {
             busy.double_frees,
             busy.failed - idle.failed
         ),
-        (0, 0, 0)
+        (Some(0), Some(0), 0)
     );
 }
 

@@ -41,7 +41,7 @@ fn frees_of_blocks_from_before_are_unmatched_and_not_invalid() {
     assert_eq!(traced.document.coverage.unmatched_frees, steps::EARLY);
     assert_eq!(
         (traced.heap().invalid_frees, traced.heap().double_frees),
-        (0, 0)
+        (Some(0), Some(0))
     );
     assert_eq!(traced.heap().live_bytes, steps::LIVE_BYTES);
 }

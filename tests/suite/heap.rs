@@ -39,7 +39,7 @@ fn assert_counts(idle: Heap, busy: Heap, counted: &Value) {
     );
     expected("live_blocks", idle.live_blocks, busy.live_blocks);
     expected("live_bytes", idle.live_bytes, busy.live_bytes);
-    assert_eq!((busy.invalid_frees, busy.double_frees), (0, 0));
+    assert_eq!((busy.invalid_frees, busy.double_frees), (Some(0), Some(0)));
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn bad_frees_are_told_apart() {
         let heap = traced.heap();
         assert_eq!(
             (heap.invalid_frees, heap.double_frees),
-            (invalid, double),
+            (Some(invalid), Some(double)),
             "{how}: {heap:?}"
         );
         assert_eq!(

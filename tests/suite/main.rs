@@ -24,6 +24,7 @@ mod no_harm;
 mod processes;
 mod programs;
 mod recording;
+mod sampling;
 mod targets;
 mod truncation;
 mod vm_only;

@@ -303,5 +303,5 @@ fn redis_under_load_is_traced_by_attach_and_goes_on() {
         "{} blocks for {keys} keys",
         heap.live_blocks
     );
-    assert_eq!((heap.invalid_frees, heap.double_frees), (0, 0));
+    assert_eq!((heap.invalid_frees, heap.double_frees), (Some(0), Some(0)));
 }

@@ -87,5 +87,5 @@ pub fn assert_rounds(traced: &Traced, rounds: u64) {
         [ALLOCATIONS, REALLOCATIONS, FREES, LIVE_BYTES].map(|each| each * rounds),
         "{heap:?}"
     );
-    assert_eq!((heap.invalid_frees, heap.double_frees), (0, 0));
+    assert_eq!((heap.invalid_frees, heap.double_frees), (Some(0), Some(0)));
 }

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use memtrace_common::sampling::MAX_SAMPLE_BYTES;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{
@@ -39,6 +40,9 @@ pub struct TraceOptions {
     /// Count allocations without their stacks.
     #[arg(long)]
     no_stacks: bool,
+    /// Record a sample of the blocks: about one for each SIZE bytes allocated, with estimates and their errors.
+    #[arg(long, value_name = "SIZE", value_parser = sample_bytes, conflicts_with = "no_heap")]
+    sample_bytes: Option<u64>,
     /// The hooks and nothing behind them, for `cargo xtask bench`.
     #[arg(long, hide = true)]
     hooks_only: bool,
@@ -52,6 +56,7 @@ impl TraceOptions {
         let log_level = log_level(verbose);
         let load = LoadOptions {
             stacks: !self.no_stacks,
+            sample_bytes: self.sample_bytes,
             hooks_only: self.hooks_only,
             log_level,
             ..LoadOptions::default()
@@ -79,6 +84,14 @@ impl TraceOptions {
             recording,
         })
     }
+}
+
+fn sample_bytes(text: &str) -> Result<u64, String> {
+    let bytes = units::parse_size(text).map_err(|error| error.to_string())?;
+    if (1..=MAX_SAMPLE_BYTES).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(format!("from 1 B to {}", units::bytes(MAX_SAMPLE_BYTES)))
 }
 
 /// Where a trace goes to.

@@ -7,7 +7,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     event::Pid,
     report::document::{
-        AddressSpace, Coverage, Document, Heap, KindBytes, Process as Row, Region, SCHEMA,
+        AddressSpace, Coverage, Document, Heap, KindBytes, Process as Row, Region, SCHEMA, Sampling,
     },
 };
 
@@ -212,8 +212,16 @@ fn heap(counts: &Counts, trusted: bool) -> Heap {
         live_blocks: counts.live_blocks,
         live_bytes: counts.live_bytes,
         peak_live_bytes: counts.peak_live_bytes,
-        invalid_frees: invalid,
-        double_frees: double,
+        invalid_frees: counts.sampled.is_none().then_some(invalid),
+        double_frees: counts.sampled.is_none().then_some(double),
+        sampling: counts.sampled.map(|sampled| Sampling {
+            mean_bytes: sampled.mean_bytes,
+            samples: sampled.blocks,
+            allocations_error: sampled.allocated.blocks,
+            bytes_allocated_error: sampled.allocated.bytes,
+            live_blocks_error: sampled.live.blocks,
+            live_bytes_error: sampled.live.bytes,
+        }),
     }
 }
 

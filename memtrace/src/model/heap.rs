@@ -9,8 +9,9 @@ use rustc_hash::FxHashMap;
 
 use super::{
     blocks::{Block, Blocks},
+    estimate::{Sample, Sampled, weighted, whole},
     freed::Freed,
-    tally::{Made, Tallies},
+    tally::{Amount, Made, Tallies},
 };
 
 /// Blocks set aside at most; beyond it they are taken to be freed unseen.
@@ -43,6 +44,8 @@ pub struct Counts {
     pub unknown_reallocations: u64,
     /// Blocks whose address was handed out again although no free was seen.
     pub implied_frees: u64,
+    /// How far off the other figures may be, where they are estimates from a sample.
+    pub sampled: Option<Sampled>,
 }
 
 impl Counts {
@@ -61,8 +64,11 @@ pub struct Heap {
     blocks: Blocks,
     displaced: FxHashMap<u64, (u64, Block)>,
     freed: Freed,
+    /// Where blocks are sampled, weighted, and numbers of blocks in parts ([`super::estimate::PARTS`]).
     counts: Counts,
+    /// Likewise.
     tallies: Tallies,
+    sample: Option<Box<Sample>>,
 }
 
 impl Heap {
@@ -80,6 +86,34 @@ impl Heap {
                 ..Counts::default()
             },
             tallies: Tallies::default(),
+            sample: self.sample.as_ref().map(|sample| Box::new(sample.fork())),
+        }
+    }
+
+    /// What is told from now on is a sample of this mean distance in bytes.
+    pub fn sample(&mut self, mean_bytes: u64) {
+        self.sample
+            .get_or_insert_with(|| Box::new(Sample::new(mean_bytes)));
+    }
+
+    /// The mean distance, where blocks are sampled.
+    pub fn sampled(&self) -> Option<u64> {
+        self.sample.as_ref().map(|sample| sample.mean_bytes())
+    }
+
+    /// What a block counts for.
+    pub fn amount(&self, size: u64) -> Amount {
+        match &self.sample {
+            Some(sample) => weighted(sample.mean_bytes(), size),
+            None => Amount::block(size),
+        }
+    }
+
+    /// A number of blocks, from what they count for.
+    pub fn blocks_of(&self, counted: u64) -> u64 {
+        match &self.sample {
+            Some(_) => whole(counted),
+            None => counted,
         }
     }
 
@@ -93,6 +127,17 @@ impl Heap {
     pub fn counts(&self) -> Counts {
         let mut counts = self.counts;
         counts.implied_frees += self.displaced.len() as u64;
+        if let Some(sample) = &self.sample {
+            counts.sampled = Some(sample.told());
+            for parts in [
+                &mut counts.allocations,
+                &mut counts.frees,
+                &mut counts.reallocations,
+                &mut counts.live_blocks,
+            ] {
+                *parts = whole(*parts);
+            }
+        }
         counts
     }
 
@@ -108,8 +153,8 @@ impl Heap {
 
     /// A call returned a block.
     pub fn allocate(&mut self, address: u64, block: Block) {
-        self.counts.allocations += 1;
-        self.count_bytes(block.size);
+        let counted = self.count(block.size);
+        self.counts.allocations += counted.blocks;
         self.place(address, block, Made::Allocated);
     }
 
@@ -123,10 +168,18 @@ impl Heap {
         if address == 0 {
             return;
         }
-        self.counts.frees += 1;
-        if self.take(address).is_some() {
+        if let Some(block) = self.take(address) {
+            let counted = self.amount(block.size);
+            self.counts.frees += counted.blocks;
             self.freed.note(address);
-        } else if self.freed.contains(address) {
+            return;
+        }
+        if self.sample.is_some() {
+            // Of before a fork or an exec: the kernel side tells more frees than there are blocks in the sample.
+            return;
+        }
+        self.counts.frees += 1;
+        if self.freed.contains(address) {
             self.counts.repeated_frees += 1;
         } else {
             self.counts.unknown_frees += 1;
@@ -146,9 +199,12 @@ impl Heap {
             }
             return;
         }
-        self.counts.reallocations += 1;
-        self.count_bytes(block.size);
-        if !self.claim(entered_ns, old_address) {
+        // In a sample, a block without an address is not in it, and only the old one was.
+        if address != 0 || self.sample.is_none() {
+            let counted = self.count(block.size);
+            self.counts.reallocations += counted.blocks;
+        }
+        if !self.claim(entered_ns, old_address) && self.sample.is_none() {
             self.counts.unknown_reallocations += 1;
         }
         if old_address != address && self.blocks.get(old_address).is_none() {
@@ -176,9 +232,13 @@ impl Heap {
 
     fn take(&mut self, address: u64) -> Option<Block> {
         let block = self.blocks.remove(address)?;
-        self.counts.live_blocks = self.counts.live_blocks.saturating_sub(1);
-        self.counts.live_bytes = self.counts.live_bytes.saturating_sub(block.size);
-        self.tallies.remove(block.site, block.size);
+        let amount = self.amount(block.size);
+        self.counts.live_blocks = self.counts.live_blocks.saturating_sub(amount.blocks);
+        self.counts.live_bytes = self.counts.live_bytes.saturating_sub(amount.bytes);
+        self.tallies.remove(block.site, amount);
+        if let Some(sample) = &mut self.sample {
+            sample.take(block.size);
+        }
         Some(block)
     }
 
@@ -191,9 +251,13 @@ impl Heap {
         }
         self.freed.forget(address);
         self.blocks.insert(address, block);
-        self.counts.live_blocks += 1;
-        self.counts.live_bytes = self.counts.live_bytes.saturating_add(block.size);
-        self.tallies.add(block.site, block.size, made);
+        let amount = self.amount(block.size);
+        self.counts.live_blocks += amount.blocks;
+        self.counts.live_bytes = self.counts.live_bytes.saturating_add(amount.bytes);
+        self.tallies.add(block.site, amount, made);
+        if let Some(sample) = &mut self.sample {
+            sample.place(block.size);
+        }
         if self.counts.live_bytes > self.counts.peak_live_bytes {
             self.counts.peak_live_bytes = self.counts.live_bytes;
             self.tallies.new_peak();
@@ -210,8 +274,14 @@ impl Heap {
         }
     }
 
-    fn count_bytes(&mut self, size: u64) {
-        self.counts.bytes_allocated = self.counts.bytes_allocated.saturating_add(size);
+    /// A block was handed out: counts its bytes, and tells what it counts for.
+    fn count(&mut self, size: u64) -> Amount {
+        let amount = self.amount(size);
+        self.counts.bytes_allocated = self.counts.bytes_allocated.saturating_add(amount.bytes);
+        if let Some(sample) = &mut self.sample {
+            sample.allocate(size);
+        }
+        amount
     }
 }
 
@@ -347,6 +417,34 @@ mod tests {
         heap.reallocate(2, 16, 0, block(3, 0));
         assert_eq!((heap.counts().frees, heap.counts().reallocations), (1, 0));
         assert_eq!(live(&heap), []);
+    }
+
+    #[test]
+    fn a_sample_is_told_as_what_it_stands_for() {
+        let mut heap = Heap::default();
+        heap.sample(1_048_576);
+        // Of this size, half of the blocks are in the sample: one stands for two, with these bytes.
+        let (size, two) = (726_817, 1_453_635);
+        heap.allocate(16, block(1, size));
+        heap.allocate(32, block(2, size));
+        heap.free(32);
+        heap.free(48);
+        heap.reallocate(3, 16, 0, block(4, size));
+        heap.reallocate(5, 64, 80, block(6, size));
+        let counts = heap.counts();
+        assert_eq!((counts.allocations, counts.frees), (4, 2));
+        assert_eq!((counts.reallocations, counts.live_blocks), (2, 2));
+        assert_eq!(counts.live_bytes, two);
+        assert_eq!(counts.bytes_allocated, 3 * two);
+        assert_eq!(counts.peak_live_bytes, 2 * two);
+        assert_eq!(counts.unmatched(false), 0);
+        let sampled = counts.sampled.unwrap();
+        assert_eq!((sampled.mean_bytes, sampled.blocks), (1_048_576, 3));
+        assert_eq!((sampled.live.blocks, sampled.live.bytes), (1, 1_027_875));
+        assert_eq!(sampled.allocated.blocks, 2);
+        let child = heap.fork().counts();
+        assert_eq!((child.allocations, child.live_bytes), (0, two));
+        assert_eq!(child.sampled.unwrap().blocks, 0);
     }
 
     #[test]

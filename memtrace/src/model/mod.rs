@@ -14,6 +14,7 @@ mod blocks;
 mod calls;
 mod coverage;
 mod document;
+mod estimate;
 mod fault;
 mod fault_site;
 mod freed;
@@ -134,6 +135,8 @@ pub struct Model {
     exited_sites: usize,
     sites: Sites,
     coverage: Coverage,
+    /// Mean distance between sample points in bytes, where blocks are sampled.
+    sample_bytes: Option<u64>,
     /// Events were lost that may have been anyone's.
     lossy: bool,
     /// Single faults are not told.
@@ -166,6 +169,7 @@ impl Model {
         }
         match &event.kind {
             EventKind::Machine(machine) => self.machine = (**machine).clone(),
+            EventKind::Sampling { bytes } => self.sample_bytes = Some(*bytes),
             EventKind::End => self.ended = true,
             EventKind::Probe {
                 name,
@@ -307,6 +311,9 @@ impl Model {
         let Some(space) = spaces.get_mut(&process.space) else {
             return;
         };
+        if let Some(mean_bytes) = self.sample_bytes {
+            space.heap.sample(mean_bytes);
+        }
         match &event.kind {
             EventKind::Alloc {
                 address,

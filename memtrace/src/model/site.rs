@@ -8,6 +8,7 @@ use crate::event::StackId;
 
 use super::{
     blocks::Block,
+    estimate::{Errors, Variances},
     heap::Heap,
     tally::{Amount, Tally},
 };
@@ -71,6 +72,20 @@ impl Use {
         }
     }
 
+    fn whole(self, heap: &Heap) -> Self {
+        let whole = |amount: Amount| Amount {
+            blocks: heap.blocks_of(amount.blocks),
+            ..amount
+        };
+        Self {
+            allocations: heap.blocks_of(self.allocations),
+            reallocations: heap.blocks_of(self.reallocations),
+            live: whole(self.live),
+            peak: whole(self.peak),
+            ..self
+        }
+    }
+
     fn add(&mut self, other: &Self) {
         self.allocations += other.allocations;
         self.reallocations += other.reallocations;
@@ -87,6 +102,8 @@ pub struct SiteUse {
     pub site: u32,
     /// The amounts.
     pub total: Use,
+    /// Standard errors of what is live, where it is estimated.
+    pub errors: Option<Errors>,
     /// When the oldest live block was handed out, in nanoseconds.
     pub oldest_ns: u64,
     /// When the newest live block was handed out, in nanoseconds.
@@ -98,14 +115,15 @@ impl SiteUse {
         Self {
             site,
             total: Use::default(),
+            errors: None,
             oldest_ns: u64::MAX,
             newest_ns: 0,
         }
     }
 
-    fn add_live(&mut self, block: &Block) {
-        self.total.live.bytes = self.total.live.bytes.saturating_add(block.size);
-        self.total.live.blocks += 1;
+    fn add_live(&mut self, block: &Block, amount: Amount) {
+        self.total.live.bytes = self.total.live.bytes.saturating_add(amount.bytes);
+        self.total.live.blocks += amount.blocks;
         self.oldest_ns = self.oldest_ns.min(block.time_ns);
         self.newest_ns = self.newest_ns.max(block.time_ns);
     }
@@ -130,10 +148,12 @@ impl SiteUses {
         let mut dropped = SiteUse::new(0);
         for (_, block) in heap.blocks() {
             if tallies.is_dropped(block.site) {
-                dropped.add_live(&block);
+                dropped.add_live(&block, heap.amount(block.size));
             } else {
                 let site = sites.entry(block.site);
-                site.or_insert(SiteUse::new(block.site)).add_live(&block);
+                let amount = heap.amount(block.size);
+                site.or_insert(SiteUse::new(block.site))
+                    .add_live(&block, amount);
             }
         }
         // Blocks that were inherited and not touched since were live all the time.
@@ -152,8 +172,26 @@ impl SiteUses {
             other_sites,
             others: Use::of(tally, live, tallies.at_peak(tally, live)),
         };
+        if let Some(mean_bytes) = heap.sampled() {
+            uses.estimate(heap, mean_bytes);
+        }
         uses.sort();
         uses
+    }
+
+    /// Makes whole numbers of what was counted in parts, and tells the errors.
+    fn estimate(&mut self, heap: &Heap, mean_bytes: u64) {
+        let mut variances: FxHashMap<u32, Variances> = FxHashMap::default();
+        for (_, block) in heap.blocks() {
+            let of_site = variances.entry(block.site).or_default();
+            of_site.add(mean_bytes, block.size);
+        }
+        for one in &mut self.sites {
+            one.total = one.total.whole(heap);
+            let of_site = variances.get(&one.site).copied().unwrap_or_default();
+            one.errors = Some(of_site.errors());
+        }
+        self.others = self.others.whole(heap);
     }
 
     /// Keeps `limit` sites: half of them for live bytes, the others for volume.

@@ -64,6 +64,8 @@ pub fn fill(
         .map(|one| Leak {
             bytes: one.total.live.bytes,
             blocks: one.total.live.blocks,
+            bytes_error: one.errors.map(|errors| errors.bytes),
+            blocks_error: one.errors.map(|errors| errors.blocks),
             oldest_age_ns: now_ns.saturating_sub(one.oldest_ns),
             newest_age_ns: now_ns.saturating_sub(one.newest_ns),
             stack: (sites.frames(one.site).iter())

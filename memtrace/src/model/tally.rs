@@ -102,21 +102,21 @@ pub struct Tallies {
 }
 
 impl Tallies {
-    /// A block was made at `site`.
-    pub fn add(&mut self, site: u32, bytes: u64, made: Made) {
+    /// A block was made at `site`; `amount` is what it counts for.
+    pub fn add(&mut self, site: u32, amount: Amount, made: Made) {
         let tally = self.changing(site);
         match made {
-            Made::Allocated => tally.allocations += 1,
-            Made::Reallocated => tally.reallocations += 1,
+            Made::Allocated => tally.allocations += amount.blocks,
+            Made::Reallocated => tally.reallocations += amount.blocks,
         }
-        tally.bytes_allocated = tally.bytes_allocated.saturating_add(bytes);
-        tally.live = tally.live.plus(Amount::block(bytes));
+        tally.bytes_allocated = tally.bytes_allocated.saturating_add(amount.bytes);
+        tally.live = tally.live.plus(amount);
     }
 
     /// A block of `site` is gone.
-    pub fn remove(&mut self, site: u32, bytes: u64) {
+    pub fn remove(&mut self, site: u32, amount: Amount) {
         let tally = self.changing(site);
-        tally.live = tally.live.minus(Amount::block(bytes));
+        tally.live = tally.live.minus(amount);
     }
 
     /// The heap has never held as much as now.
@@ -167,10 +167,10 @@ mod tests {
         let mut tallies = Tallies::default();
         let sites = SITES as u32 + 10;
         for site in 0..sites {
-            tallies.add(site, 8, Made::Allocated);
+            tallies.add(site, Amount::block(8), Made::Allocated);
             tallies.new_peak();
         }
-        tallies.remove(sites - 1, 8);
+        tallies.remove(sites - 1, Amount::block(8));
         let (count, others) = tallies.others();
         assert_eq!((count, others.allocations), (10, 10));
         assert!(tallies.is_dropped(sites - 1) && !tallies.is_dropped(0));
@@ -201,7 +201,7 @@ mod tests {
             for _ in 0..random(400) {
                 if random(5) < 3 || blocks.is_empty() {
                     let (site, bytes) = (random(12) as u32, random(100));
-                    tallies.add(site, bytes, Made::Allocated);
+                    tallies.add(site, Amount::block(bytes), Made::Allocated);
                     let held = live.entry(site).or_default();
                     *held = held.plus(Amount::block(bytes));
                     blocks.push((site, bytes));
@@ -214,7 +214,7 @@ mod tests {
                 } else {
                     let at = random(blocks.len() as u64) as usize;
                     let (site, bytes) = blocks.swap_remove(at);
-                    tallies.remove(site, bytes);
+                    tallies.remove(site, Amount::block(bytes));
                     let held = live.entry(site).or_default();
                     *held = held.minus(Amount::block(bytes));
                     now -= bytes;

@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub slots: u32,
     /// Take a stack at each allocation.
     pub stacks: bool,
+    /// Mean distance in bytes between sample points; `None` records every block.
+    pub sample_bytes: Option<u64>,
     /// For measuring what the hooks cost by themselves: the programs of faults and of the heap return at once.
     pub hooks_only: bool,
     /// Processes that are traced without being told.
@@ -50,6 +52,7 @@ impl Default for LoadOptions {
             ring_bytes: 1 << 25,
             slots: 1 << 16,
             stacks: true,
+            sample_bytes: None,
             hooks_only: false,
             area: Area::NONE,
             tell_faults: true,
@@ -83,6 +86,7 @@ impl Object {
             .override_global("CPUS", &cpus, true)
             .override_global("SLOT_MASK", &(options.slots - 1), true)
             .override_global("TAKE_STACKS", &u8::from(options.stacks), true)
+            .override_global("SAMPLE_BYTES", &options.sample_bytes.unwrap_or(0), true)
             .override_global("HOOKS_ONLY", &u8::from(options.hooks_only), true)
             .override_global("AREA", &options.area, true)
             .override_global("TELL_FAULTS", &u8::from(options.tell_faults), true)

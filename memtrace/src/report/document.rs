@@ -139,10 +139,30 @@ pub struct Heap {
     pub live_bytes: u64,
     /// Largest `live_bytes`.
     pub peak_live_bytes: u64,
-    /// Frees of addresses that were never handed out.
-    pub invalid_frees: u64,
-    /// Frees of addresses that had been given back already.
-    pub double_frees: u64,
+    /// Frees of addresses that were never handed out; null where blocks are sampled.
+    pub invalid_frees: Option<u64>,
+    /// Frees of addresses that had been given back already; null where blocks are sampled.
+    pub double_frees: Option<u64>,
+    /// How the figures were estimated; null where every block was recorded.
+    #[serde(default)]
+    pub sampling: Option<Sampling>,
+}
+
+/// A heap whose figures are estimates: all but `failed`, which is exact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Mean distance between sample points, in bytes (`--sample-bytes`).
+    pub mean_bytes: u64,
+    /// Blocks in the sample.
+    pub samples: u64,
+    /// Standard error of `allocations`.
+    pub allocations_error: u64,
+    /// Standard error of `bytes_allocated`.
+    pub bytes_allocated_error: u64,
+    /// Standard error of `live_blocks`.
+    pub live_blocks_error: u64,
+    /// Standard error of `live_bytes`.
+    pub live_bytes_error: u64,
 }
 
 /// Mappings of one process in sum.
@@ -248,6 +268,12 @@ pub struct Leak {
     pub bytes: u64,
     /// Blocks.
     pub blocks: u64,
+    /// Standard error of `bytes`; null where every block was recorded.
+    #[serde(default)]
+    pub bytes_error: Option<u64>,
+    /// Standard error of `blocks`; null where every block was recorded.
+    #[serde(default)]
+    pub blocks_error: Option<u64>,
     /// Age of the oldest block at the end.
     pub oldest_age_ns: u64,
     /// Age of the newest.

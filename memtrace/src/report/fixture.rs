@@ -62,6 +62,8 @@ fn malloc() -> Frame {
 /// A leak of that many bytes and blocks from `function`.
 pub(crate) fn leak(function: &str, bytes: u64, blocks: u64) -> Leak {
     Leak {
+        bytes_error: None,
+        blocks_error: None,
         bytes,
         blocks,
         oldest_age_ns: 1_100_000_000,
@@ -159,8 +161,9 @@ pub(crate) fn process() -> Process {
             live_blocks: 1_010,
             live_bytes: 10 * MIB + 64_000,
             peak_live_bytes: 15 * MIB,
-            invalid_frees: 0,
-            double_frees: 0,
+            invalid_frees: Some(0),
+            double_frees: Some(0),
+            sampling: None,
         }),
         heap_reason: None,
         address_space: address_space(),

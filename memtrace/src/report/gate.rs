@@ -251,6 +251,16 @@ pub fn evaluate(
             verdict.failures.push(failure);
             continue;
         }
+        if matches!(
+            condition.measure,
+            Measure::DoubleFrees | Measure::InvalidFrees
+        ) && heaps(document).any(|heap| heap.sampling.is_some())
+        {
+            let reason = "with --sample-bytes most frees are not seen".to_owned();
+            let failure = Failure::NotMeasured { condition, reason };
+            verdict.failures.push(failure);
+            continue;
+        }
         let found = figure(condition.measure, document, leaked);
         if found > condition.limit {
             let of_leaks = matches!(
@@ -317,18 +327,25 @@ fn unseen_heap(process: &Process) -> String {
     )
 }
 
+fn heaps(document: &Document) -> impl Iterator<Item = Heap> {
+    document.processes.iter().filter_map(|process| process.heap)
+}
+
 fn figure(measure: Measure, document: &Document, leaked: Amount) -> u64 {
-    let heaps = || document.processes.iter().filter_map(|process| process.heap);
-    let sum =
-        |value: fn(Heap) -> u64| heaps().fold(0u64, |sum, heap| sum.saturating_add(value(heap)));
+    let sum = |value: fn(Heap) -> u64| {
+        heaps(document).fold(0u64, |sum, heap| sum.saturating_add(value(heap)))
+    };
     let processes = document.processes.iter();
     match measure {
         Measure::LeakedBytes => leaked.bytes,
         Measure::LeakedBlocks => leaked.blocks,
         Measure::LeakSites => leaked.sites,
-        Measure::DoubleFrees => sum(|heap| heap.double_frees),
-        Measure::InvalidFrees => sum(|heap| heap.invalid_frees),
-        Measure::PeakHeapBytes => heaps().map(|heap| heap.peak_live_bytes).max().unwrap_or(0),
+        Measure::DoubleFrees => sum(|heap| heap.double_frees.unwrap_or(0)),
+        Measure::InvalidFrees => sum(|heap| heap.invalid_frees.unwrap_or(0)),
+        Measure::PeakHeapBytes => heaps(document)
+            .map(|heap| heap.peak_live_bytes)
+            .max()
+            .unwrap_or(0),
         Measure::PeakCommittedBytes => processes
             .map(|process| process.address_space.peak_committed_bytes)
             .max()

@@ -76,6 +76,13 @@ fn sites(leaks: &[Leak], style: &Style, out: &mut dyn Write) -> io::Result<()> {
             units::duration(leak.newest_age_ns),
             stack::title(&leak.stack),
         ]);
+        if let (Some(bytes), Some(blocks)) = (leak.bytes_error, leak.blocks_error) {
+            let (bytes, blocks) = (
+                units::bytes(bytes),
+                units::counted(blocks, "block", "blocks"),
+            );
+            table.below(&format!("        ± {bytes}, ± {blocks} (standard error)\n"));
+        }
         for frame in &leak.stack {
             table.below(&format!("        {}\n", stack::long(frame)));
         }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::document::{Document, Heap, Process};
+use super::document::{Document, Heap, Process, Sampling};
 use super::section;
 use super::text::{Column, NOT_MEASURED, Table, Tint, clean};
 use super::{Report, Style, leaks, stack};
@@ -120,6 +120,9 @@ fn heap(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()>
         units::bytes(heap.peak_live_bytes),
         units::bytes(heap.bytes_allocated),
     )?;
+    if let Some(sampling) = &heap.sampling {
+        writeln!(out, "           {}", sampled(sampling))?;
+    }
     if let Some(line) = heap_errors(heap) {
         writeln!(out, "           {}", style.paint(Tint::Bad, &line))?;
     }
@@ -129,11 +132,28 @@ fn heap(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()>
     Ok(())
 }
 
+fn sampled(sampling: &Sampling) -> String {
+    format!(
+        "estimated from {}, one per {} allocated; live ± {} (standard error)",
+        units::counted(sampling.samples, "block", "blocks"),
+        units::bytes(sampling.mean_bytes),
+        units::bytes(sampling.live_bytes_error),
+    )
+}
+
 fn heap_errors(heap: &Heap) -> Option<String> {
     let errors = [
         (heap.failed, "failed allocation", "failed allocations"),
-        (heap.double_frees, "double free", "double frees"),
-        (heap.invalid_frees, "invalid free", "invalid frees"),
+        (
+            heap.double_frees.unwrap_or(0),
+            "double free",
+            "double frees",
+        ),
+        (
+            heap.invalid_frees.unwrap_or(0),
+            "invalid free",
+            "invalid frees",
+        ),
     ];
     let found: Vec<String> = errors
         .into_iter()
@@ -326,7 +346,7 @@ Committed bytes come from kernel counters.
     fn errors_of_the_program_stand_out() {
         let heap = Heap {
             failed: 1,
-            double_frees: 2,
+            double_frees: Some(2),
             ..Heap::default()
         };
         assert_eq!(

@@ -127,6 +127,14 @@ impl Session {
             batch: Vec::new(),
         };
         session.consume(machine());
+        if let Some(bytes) = session.options.load.sample_bytes {
+            session.consume(Event {
+                time_ns: seed::now_ns(),
+                pid: 0,
+                tid: 0,
+                kind: EventKind::Sampling { bytes },
+            });
+        }
         session.tell(&statuses);
         Ok(session)
     }

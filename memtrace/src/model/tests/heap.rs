@@ -69,16 +69,16 @@ fn a_wrong_free_is_the_programs_only_if_all_was_seen() {
             document.coverage.unmatched_frees,
         )
     };
-    assert_eq!(run(&mut Trace::new()), (1, 1, 0));
+    assert_eq!(run(&mut Trace::new()), (Some(1), Some(1), 0));
     for pid in [0, 10] {
         let mut lossy = Trace::new();
         lossy.lose(pid);
-        assert_eq!(run(&mut lossy), (0, 0, 2));
+        assert_eq!(run(&mut lossy), (Some(0), Some(0), 2));
     }
     let mut attached = Trace::bare();
     attached.start(10, true);
     attached.seen(10);
-    assert_eq!(run(&mut attached), (0, 0, 2));
+    assert_eq!(run(&mut attached), (Some(0), Some(0), 2));
     assert!(attached.row(10).heap_reason.is_some());
 }
 

@@ -97,6 +97,18 @@ pub(super) const ENTRIES: &[Entry] = &[
         action: "Many of them on growing buffers: reserve the final size, or grow by a factor.",
     },
     Entry {
+        word: "standard error",
+        aliases: &[
+            "estimated",
+            "sampling",
+            "sample",
+            "bytes_error",
+            "blocks_error",
+        ],
+        meaning: "With --sample-bytes, figures are estimates from a sample. The truth lies within one standard error in about two of three cases, within two in 95 of 100.",
+        action: "Too wide: a smaller --sample-bytes, or a longer run. A site with a few samples says little more than that it exists.",
+    },
+    Entry {
         word: "free",
         aliases: &["frees", "delete"],
         meaning: "A block given back by the program. free(NULL) is none; realloc(p, 0) that frees is one.",
@@ -232,6 +244,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         ],
         meaning: "The ring buffer between the kernel and memtrace had no room: the program made events faster than they were read.",
         action: "Give memtrace a processor of its own, record with -o to a fast disk, or trace less: --no-heap, --no-stacks, --sample-bytes.",
+    },
+    Entry {
+        word: "sampled_blocks_full",
+        aliases: &[],
+        meaning: "With --sample-bytes, 1,048,576 blocks of the sample were live or had died with their processes: further ones were not recorded, since their frees would not have been.",
+        action: "A larger --sample-bytes.",
     },
     Entry {
         word: "targets_full",

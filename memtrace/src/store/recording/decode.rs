@@ -204,6 +204,7 @@ impl Rows {
             | Tag::Symbol
             | Tag::Counted
             | Tag::Probe
+            | Tag::Sampling
             | Tag::Machine => {
                 let json = self
                     .detail

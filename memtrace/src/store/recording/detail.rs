@@ -129,6 +129,9 @@ enum Detail {
         attached: bool,
         reason: Option<Box<str>>,
     },
+    Sampling {
+        bytes: u64,
+    },
     Machine(#[serde(with = "machine")] Box<Machine>),
     #[serde(skip)]
     End,

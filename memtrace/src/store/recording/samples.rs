@@ -77,6 +77,7 @@ fn heap() -> Vec<EventKind> {
             frames: Box::new([]),
             truncated: false,
         },
+        EventKind::Sampling { bytes: 512 << 10 },
         EventKind::HeapProbes {
             allocator: "jemalloc".into(),
             unavailable: None,

@@ -71,6 +71,7 @@ tags! {
     Probe = "probe",
     Machine = "machine",
     End = "end",
+    Sampling = "sampling",
 }
 
 /// The allocator functions, in the order of the dictionary.
