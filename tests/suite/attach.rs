@@ -206,7 +206,11 @@ fn attach_and_detach(pids: &[u32]) {
     traced.finished.exited(0);
     for &pid in pids {
         let heap = heap(traced.process(pid.into()));
-        assert_eq!((heap.invalid_frees, heap.double_frees), (0, 0), "{pid}");
+        assert_eq!(
+            (heap.invalid_frees, heap.double_frees),
+            (Some(0), Some(0)),
+            "{pid}"
+        );
     }
     assert_eq!(uprobes_of(memtrace_pid), Vec::<String>::new());
 }
