@@ -50,6 +50,26 @@ counters! {
     CallerUnreadable = "caller_unreadable",
     /// A stack was longer than the walk.
     StackTruncated = "stack_truncated",
+    /// Two stacks had the same hash; the later one got another id.
+    StackCollision = "stack_hash_collision",
+    /// A stack ended in code without unwind rules, where the frame pointer led nowhere.
+    UnwindNoRules = "unwind_no_rules",
+    /// A stack could not be read.
+    UnwindUnreadable = "unwind_unreadable",
+    /// A stack ended in code whose unwind rules are not supported.
+    UnwindUnsupported = "unwind_unsupported_rule",
+    /// A stack ended at a return address in no executable mapping.
+    UnwindNoMapping = "unwind_no_mapping",
+    /// A stack ended since its stack pointer would not rise.
+    UnwindStackPointer = "unwind_stack_pointer",
+    /// A stack was copied and walked by the user side: the process had just mapped code.
+    UnwindCopied = "unwind_copied",
+    /// A stack in code just mapped was cut to the direct caller: the ring buffer had no room for a copy.
+    UnwindNotCopied = "unwind_not_copied",
+    /// A stack was cut to the direct caller: all scratch memory of this CPU was in use.
+    UnwindScratchBusy = "unwind_scratch_busy",
+    /// A child's mappings were not copied from its parent: its first stacks are copied.
+    UnwindMappingsFull = "unwind_mappings_full",
 }
 
 impl Counter {
@@ -61,6 +81,16 @@ impl Counter {
                 | Counter::CallAbandoned
                 | Counter::CallerUnreadable
                 | Counter::StackTruncated
+                | Counter::StackCollision
+                | Counter::UnwindNoRules
+                | Counter::UnwindUnreadable
+                | Counter::UnwindUnsupported
+                | Counter::UnwindNoMapping
+                | Counter::UnwindStackPointer
+                | Counter::UnwindCopied
+                | Counter::UnwindNotCopied
+                | Counter::UnwindScratchBusy
+                | Counter::UnwindMappingsFull
         )
     }
 }

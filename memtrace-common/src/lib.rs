@@ -12,11 +12,12 @@ pub mod histogram;
 pub mod record;
 pub mod sampling;
 pub mod target;
+pub mod unwind;
 
 /// aya lets only plain data into maps; these are: `repr(C)`, integers throughout, no padding.
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{heap, histogram, target};
+    use crate::{heap, histogram, target, unwind};
 
     // SAFETY: repr(C), integer fields, no padding, every bit pattern valid.
     unsafe impl aya::Pod for target::Target {}
@@ -30,4 +31,6 @@ mod pod {
     unsafe impl aya::Pod for histogram::FaultHistogram {}
     // SAFETY: as above.
     unsafe impl aya::Pod for heap::Point {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for unwind::CodeSpace {}
 }

@@ -1,7 +1,6 @@
 //! Records of the ring buffer. Each begins with a [`Header`], whose `kind` says which struct follows.
 
-/// Frames of one stack at most.
-pub const MAX_FRAMES: usize = 32;
+use crate::unwind::{MAX_FRAMES, Registers};
 
 /// Which record follows.
 #[repr(u16)]
@@ -35,6 +34,8 @@ pub enum Kind {
     Arguments = 13,
     /// [`Seen`]
     Seen = 14,
+    /// [`StackCopy`]
+    StackCopy = 15,
 }
 
 impl Kind {
@@ -55,6 +56,7 @@ impl Kind {
             12 => Self::Memory,
             13 => Self::Arguments,
             14 => Self::Seen,
+            15 => Self::StackCopy,
             _ => return None,
         })
     }
@@ -134,16 +136,27 @@ pub struct Realloc {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// `extra` is the number of frames; `flags` has [`STACK_TRUNCATED`].
+    /// `extra` is the number of frames; `flags` is the [`crate::unwind::End`].
     pub header: Header,
-    /// Hash of the frames; never 0.
+    /// Hash of the frames; never 0 or [`COPIED_STACK`].
     pub id: u64,
-    /// Return addresses, innermost first; only `extra` of them are sent.
+    /// Return addresses, innermost first, with the bits of [`crate::unwind`]; only `extra` of them are sent.
     pub frames: [u64; MAX_FRAMES],
 }
 
-/// The stack was longer than [`MAX_FRAMES`].
-pub const STACK_TRUNCATED: u16 = 1;
+/// Names the stack that the same thread's last [`StackCopy`] holds.
+pub const COPIED_STACK: u64 = u64::MAX;
+
+/// The stack itself, to be walked by the user side: the process's mappings were not known yet. What lies at the
+/// stack pointer and above follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackCopy {
+    /// `extra` is the number of bytes that follow.
+    pub header: Header,
+    /// Of the caller, as the call returns to it.
+    pub registers: Registers,
+}
 
 /// A page fault was handled. `flags` has the `FAULT_` bits.
 #[repr(C)]
@@ -339,6 +352,7 @@ const _: () = assert!(size_of::<AllocFailed>() == 32);
 const _: () = assert!(size_of::<Free>() == 32);
 const _: () = assert!(size_of::<Realloc>() == 64);
 const _: () = assert!(size_of::<Stack>() == 32 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<StackCopy>() == 48);
 const _: () = assert!(size_of::<Fault>() == 48);
 const _: () = assert!(size_of::<Syscall>() == 88);
 const _: () = assert!(size_of::<Fork>() == 48);

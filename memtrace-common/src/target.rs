@@ -8,6 +8,8 @@ pub struct Target {
     pub start_ns: u64,
     /// [`FOLLOW`] and the like.
     pub flags: u64,
+    /// How often its executable mappings changed: [`crate::unwind::REMOVALS`] above, additions below.
+    pub code_changes: u64,
 }
 
 /// Children of this process are traced too.

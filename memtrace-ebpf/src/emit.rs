@@ -1,17 +1,18 @@
 //! The ring buffer, its wake-ups, and the counters of what did not fit.
 
-use core::arch::asm;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output},
     macros::map,
     maps::{Array, RingBuf},
 };
 use memtrace_common::{
     counter::Counter,
-    record::{Header, Kind},
+    record::{Header, Kind, Stack},
+    unwind::MAX_FRAMES,
 };
 
 /// The stream. Its size is set when it is loaded.
@@ -103,6 +104,44 @@ pub fn emit_copy<T>(record: &T, lost: Counter, urgency: Urgency) {
     if EVENTS.output::<T>(record, wakeup(urgency)).is_err() {
         count(lost);
     }
+}
+
+/// Puts a stack of `count` frames into the ring buffer, or counts it as lost. True if it went in.
+#[inline(always)]
+pub fn emit_stack(record: &Stack, count_frames: u64) -> bool {
+    const HEAD: u64 = (size_of::<Stack>() - 8 * MAX_FRAMES) as u64;
+    let frames = if count_frames > MAX_FRAMES as u64 {
+        MAX_FRAMES as u64
+    } else {
+        count_frames
+    };
+    // SAFETY: the size is within the record.
+    let sent = unsafe {
+        bpf_ringbuf_output(
+            (&raw const EVENTS).cast_mut().cast(),
+            ptr::from_ref(record).cast_mut().cast(),
+            HEAD + 8 * frames,
+            wakeup(Urgency::Usual),
+        )
+    };
+    if sent < 0 {
+        count(Counter::LostStack);
+    }
+    sent == 0
+}
+
+/// Reserves a large record, has it filled and submits it; not where half of the buffer is taken already.
+#[inline(always)]
+pub fn emit_with<T: 'static>(fill: impl FnOnce(*mut T)) -> bool {
+    if EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 2 {
+        return false;
+    }
+    let Some(mut entry) = EVENTS.reserve::<T>(0) else {
+        return false;
+    };
+    fill(entry.as_mut_ptr());
+    entry.submit(wakeup(Urgency::Usual));
+    true
 }
 
 /// Flags for a submission: waking the reader costs more than the record, so it is woken by fill level.

@@ -19,6 +19,7 @@ use memtrace_common::{
     heap::{Function, GROUP_SIZE, MAX_GROUPS, Point},
     record::{Alloc, AllocFailed, Free, Header, Kind, Realloc},
     target::INHERITED_HEAP,
+    unwind::Registers,
 };
 
 use crate::{
@@ -235,7 +236,12 @@ impl<'a> Call<'a> {
         slot.sampled = sample::takes(&mut slot.until_sample, size);
         slot.stack = if slot.sampled {
             let returns_to_trampoline = caller & !0xfff == TRAMPOLINE;
-            stack::intern(regs, if returns_to_trampoline { 0 } else { caller })
+            // At a function's entry the frame pointer is still the caller's.
+            stack::intern(Registers {
+                ip: if returns_to_trampoline { 0 } else { caller },
+                sp: frame + 8,
+                bp: regs.rbp,
+            })
         } else {
             0
         };

@@ -4,7 +4,8 @@
 //! the hook and one map look-up. Every helper's result is checked; what could not be recorded is
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
-//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `sample`, `stack`; and `floor`, for measuring.
+//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `sample`, `stack`,
+//! `unwind`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -26,6 +27,7 @@ mod residency;
 mod sample;
 mod stack;
 mod target;
+mod unwind;
 mod vma;
 
 #[cfg(not(test))]

@@ -19,7 +19,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, emit, emit_copy, header},
-    heap, residency, target,
+    heap, residency, target, unwind,
 };
 
 /// Offsets into the kernel's structures, from BTF.
@@ -48,7 +48,7 @@ pub fn field<T>(base: u64, offset: u32) -> Option<T> {
 /// `task:task_newtask(task, clone_flags)`, at the end of copy_process() in the parent, before the child runs.
 #[raw_tracepoint]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
-    let Some((_, parent)) = target::current_or_met() else {
+    let Some((parent_pid, parent)) = target::current_or_met() else {
         return 0;
     };
     let (task, clone_flags): (u64, u64) = (ctx.arg(0), ctx.arg(1));
@@ -66,6 +66,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         let child_target = Target {
             start_ns: header.time_ns,
             flags: parent.flags | INHERITED_HEAP,
+            ..parent
         };
         if !target::follow(child, child_target) {
             warn!(
@@ -74,6 +75,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
             );
             return 0;
         }
+        unwind::inherit(parent_pid, child);
     }
     emit(
         Fork {
@@ -101,6 +103,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     target::unmark(pid, INHERITED_HEAP);
     // SAFETY: raw tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
     let record = unsafe { &mut *scratch };
+    unwind::replaced(pid);
     record.header = header(Kind::Exec);
     record.comm = ctx.command().unwrap_or_default();
     if let Some(name) = field::<u64>(ctx.arg(2), offsets().binprm_filename) {
@@ -202,6 +205,7 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
         residency::emit_totals(memtrace_common::record::MEMORY_FINAL);
         // The entry may be gone already where two last threads race; that is no loss.
         let _ = target::TARGETS.remove(&pid);
+        unwind::forget(pid);
     }
     let status: i32 = field(task, offsets.task_exit_code).unwrap_or(0);
     let comm = ctx.command().unwrap_or_default();

@@ -1,105 +1,254 @@
-//! Stacks by frame pointers, interned by hash: the frames are sent once, records carry the id.
+//! Stacks, interned by hash: the frames are sent once, records carry the id.
+
+use core::arch::asm;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, pt_regs},
-    helpers::bpf_probe_read_user,
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
+    helpers::{bpf_get_smp_processor_id, generated},
     macros::map,
-    maps::HashMap,
+    maps::{Array, HashMap},
 };
 use memtrace_common::{
     counter::Counter,
-    record::{Kind, MAX_FRAMES, STACK_TRUNCATED, Stack},
+    record::{COPIED_STACK, Header, Kind, Stack, StackCopy},
+    unwind::{End, Registers, SCRATCH_PER_CPU, StackHash},
 };
 
-use crate::emit::{Urgency, count, emit, header};
+use crate::{
+    emit::{self, Urgency, count, emit, header},
+    process::{current_mm, field, offsets},
+    target,
+    unwind::{self, Walk},
+};
 
-/// Stacks whose frames were sent.
+/// Stacks whose frames were sent, and a second hash of each.
 #[map]
-static STACKS: HashMap<u64, u8> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+static STACKS: HashMap<u64, u32> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 
 /// 0 with `--no-stacks`.
 #[unsafe(no_mangle)]
 static TAKE_STACKS: Global<u8> = Global::new(1);
 
-/// A frame is never larger than a main thread's default stack.
-const MAX_FRAME_BYTES: u64 = 8 << 20;
+/// Frames are too many for the BPF stack, and a program may be preempted by one of another thread: each takes
+/// a free one of its CPU. The size is set when it is loaded.
+#[map]
+static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCH_PER_CPU, 0);
 
-/// Lowest address a program can map (vm.mmap_min_addr).
-const LOWEST_CODE: u64 = 0x1_0000;
+#[repr(C)]
+struct Scratch {
+    /// 1 while it is used.
+    taken: u64,
+    stack: Stack,
+}
 
-/// End of user addresses (4-level page tables).
-const HIGHEST_CODE: u64 = 0x7fff_ffff_f000;
-
-/// Id of the current stack at the entry of a function; 0 where stacks are off or none could be read.
-///
-/// At a function's first instruction the frame pointer is still the caller's: the direct caller is not in
-/// the chain of frames but at the top of the stack, and the caller read there comes in as `caller`.
+/// Id of the stack of a call, whose caller's registers these are as it returns; 0 where stacks are off.
 #[inline(always)]
-pub fn intern(regs: &pt_regs, caller: u64) -> u64 {
-    if TAKE_STACKS.load() == 0 || caller == 0 {
+pub fn intern(caller: Registers) -> u64 {
+    if TAKE_STACKS.load() == 0 || caller.ip == 0 {
         return 0;
     }
-    let mut frames = [0u64; MAX_FRAMES];
-    frames[0] = caller;
-    let (count_frames, truncated) = walk(&mut frames, regs.rsp, regs.rbp);
-    let id = hash(&frames);
-    // SAFETY: the value is a constant byte.
-    if unsafe { STACKS.get(&id) }.is_some() {
-        return id;
+    let Some((pid, target)) = target::current() else {
+        return 0;
+    };
+    let Some(space) = unwind::space(pid, target.code_changes) else {
+        return copy(caller);
+    };
+    let Some(scratch) = take_scratch() else {
+        count(Counter::UnwindScratchBusy);
+        return single(caller);
+    };
+    // SAFETY: the record is this program's until it gives the scratch back.
+    let record = unsafe { &raw mut (*scratch).stack };
+    let walk = unwind::walk(caller, space, target.code_changes, record);
+    let id = if walk.end == End::NotKnown as u64 {
+        None
+    } else {
+        Some(known(&walk, record))
+    };
+    // SAFETY: nothing uses the scratch any more.
+    unsafe { (&raw mut (*scratch).taken).write_volatile(0) };
+    id.unwrap_or_else(|| copy(caller))
+}
+
+/// A free scratch record of this CPU.
+#[inline(always)]
+fn take_scratch() -> Option<*mut Scratch> {
+    // SAFETY: the helper takes no argument.
+    let first = unsafe { bpf_get_smp_processor_id() } * SCRATCH_PER_CPU;
+    for index in 0..SCRATCH_PER_CPU {
+        let scratch = SCRATCH.get_ptr_mut(first + index)?;
+        let mut taken = 1u64;
+        // SAFETY: BPF_XCHG on an aligned word of a map value.
+        unsafe {
+            asm!("{taken} = xchg_64({place} + 0, {taken})", place = in(reg) &raw mut (*scratch).taken, taken = inout(reg) taken);
+        }
+        if taken == 0 {
+            return Some(scratch);
+        }
     }
-    let mut header = header(Kind::Stack);
-    header.extra = count_frames;
-    if truncated {
-        header.flags = STACK_TRUNCATED;
-        count(Counter::StackTruncated);
+    None
+}
+
+/// Id of a stack that was walked; its frames are sent the first time.
+#[inline(always)]
+fn known(walk: &Walk, record: *mut Stack) -> u64 {
+    count_end(walk.end);
+    let check = walk.hash.check();
+    let mut id = walk.hash.id();
+    // SAFETY: the value is one word, copied at once.
+    if let Some(&known) = unsafe { STACKS.get(&id) } {
+        if known == check {
+            return id;
+        }
+        count(Counter::StackCollision);
+        id = walk.hash.other_id();
+        // SAFETY: as above.
+        if unsafe { STACKS.get(&id) }.is_some() {
+            return id;
+        }
     }
-    if emit(
-        Stack { header, id, frames },
-        Counter::LostStack,
-        Urgency::Usual,
-    ) && STACKS.insert(&id, &1, u64::from(BPF_ANY)).is_err()
+    // SAFETY: the record is ours; see `intern`.
+    let record = unsafe { &mut *record };
+    record.header = Header {
+        flags: walk.end as u16,
+        extra: walk.count as u32,
+        ..header(Kind::Stack)
+    };
+    record.id = id;
+    if emit::emit_stack(record, walk.count)
+        && STACKS.insert(&id, &check, u64::from(BPF_ANY)).is_err()
     {
         count(Counter::StacksFull);
     }
     id
 }
 
-/// Follows saved frame pointers. A register that holds something else ends the walk: frames rise, are
-/// aligned and return into user code.
 #[inline(always)]
-fn walk(frames: &mut [u64; MAX_FRAMES], sp: u64, bp: u64) -> (u32, bool) {
-    let mut below = sp;
-    let mut frame = bp;
-    for index in 1..MAX_FRAMES {
-        if frame <= below || frame - below > MAX_FRAME_BYTES || frame & 7 != 0 {
-            return (index as u32, false);
-        }
-        // SAFETY: the helper checks the user address.
-        let Ok([next, back]) = (unsafe { bpf_probe_read_user(frame as *const [u64; 2]) }) else {
-            return (index as u32, false);
-        };
-        if !(LOWEST_CODE..HIGHEST_CODE).contains(&back) {
-            return (index as u32, false);
-        }
-        frames[index] = back;
-        below = frame;
-        frame = next;
-    }
-    (MAX_FRAMES as u32, frame > below)
+fn count_end(end: u64) {
+    const TRUNCATED: u64 = End::Truncated as u64;
+    const NO_RULES: u64 = End::NoRules as u64;
+    const UNREADABLE: u64 = End::Unreadable as u64;
+    const UNSUPPORTED: u64 = End::Unsupported as u64;
+    const NO_MAPPING: u64 = End::NoMapping as u64;
+    const STACK_POINTER: u64 = End::StackPointer as u64;
+    let counter = match end {
+        TRUNCATED => Counter::StackTruncated,
+        NO_RULES => Counter::UnwindNoRules,
+        UNREADABLE => Counter::UnwindUnreadable,
+        UNSUPPORTED => Counter::UnwindUnsupported,
+        NO_MAPPING => Counter::UnwindNoMapping,
+        STACK_POINTER => Counter::UnwindStackPointer,
+        _ => return,
+    };
+    count(counter);
 }
 
-/// 64 bits of multiply and xor over all frames; never 0. Two of a million stacks share an id with a
-/// probability of about 3 in 100 million.
+/// A stack of the direct caller alone.
 #[inline(always)]
-fn hash(frames: &[u64; MAX_FRAMES]) -> u64 {
-    let mut hash = 0x9e37_79b9_7f4a_7c15u64;
-    for &frame in frames {
-        if frame == 0 {
-            break;
-        }
-        hash = (hash ^ frame).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash ^= hash >> 32;
+fn single(caller: Registers) -> u64 {
+    #[repr(C)]
+    struct Single {
+        header: Header,
+        id: u64,
+        frame: u64,
     }
-    hash | 1
+    let frame = caller.ip;
+    let mut hash = StackHash::EMPTY;
+    hash.add(frame);
+    let id = hash.id();
+    let header = Header {
+        flags: End::NotKnown as u16,
+        extra: 1,
+        ..header(Kind::Stack)
+    };
+    let record = Single { header, id, frame };
+    emit(record, Counter::LostStack, Urgency::Usual);
+    id
+}
+
+/// A stack's bytes, at most so many of them.
+#[repr(C)]
+struct Copied<const BYTES: usize> {
+    head: StackCopy,
+    bytes: [u8; BYTES],
+}
+
+const PAGE: u64 = 4096;
+
+/// Sends the stack's bytes for the user side to walk; the direct caller alone where there is no room for them.
+#[inline(always)]
+fn copy(caller: Registers) -> u64 {
+    const SMALL: usize = 2 << 10;
+    const MIDDLE: usize = 8 << 10;
+    const LARGE: usize = 64 << 10;
+    let sp = caller.sp;
+    // A first thread's stack is known to its end; another's is read as far as the page above.
+    let start = current_mm().and_then(|mm| field::<u64>(mm, offsets().mm_start_stack));
+    let used = start.unwrap_or(0).wrapping_sub(sp);
+    let sent = if used <= SMALL as u64 {
+        emit::emit_with(|record: *mut Copied<SMALL>| fill(record, caller, used))
+    } else if used <= MIDDLE as u64 {
+        emit::emit_with(|record: *mut Copied<MIDDLE>| fill(record, caller, used))
+    } else if used <= LARGE as u64 {
+        emit::emit_with(|record: *mut Copied<LARGE>| fill(record, caller, used))
+    } else {
+        emit::emit_with(|record: *mut Copied<MIDDLE>| fill_pages(record, caller))
+    };
+    if !sent {
+        count(Counter::UnwindNotCopied);
+        return single(caller);
+    }
+    count(Counter::UnwindCopied);
+    COPIED_STACK
+}
+
+/// Reads the first `length` bytes.
+#[inline(always)]
+fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, caller: Registers, length: u64) {
+    let length = if length > BYTES as u64 {
+        BYTES as u64
+    } else {
+        length
+    };
+    // SAFETY: the record is reserved, with room for BYTES.
+    unsafe {
+        let bytes = (&raw mut (*record).bytes).cast();
+        let from = caller.sp as *const _;
+        let read = generated::bpf_probe_read_user(bytes, length as u32, from) == 0;
+        (&raw mut (*record).head).write(head(caller, if read { length } else { 0 }));
+    }
+}
+
+/// Reads up to the end of the stack pointer's page, and the page above.
+#[inline(always)]
+fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, caller: Registers) {
+    const { assert!(BYTES as u64 == 2 * PAGE) };
+    let sp = caller.sp;
+    let first = PAGE - (sp & (PAGE - 1));
+    // SAFETY: the record is reserved, with room for two pages.
+    unsafe {
+        let bytes = (&raw mut (*record).bytes).cast::<u8>();
+        let mut length = 0;
+        if generated::bpf_probe_read_user(bytes.cast(), first as u32, sp as *const _) == 0 {
+            length = first;
+            let next = bytes.add(first as usize);
+            let above = (sp + first) as *const _;
+            if generated::bpf_probe_read_user(next.cast(), PAGE as u32, above) == 0 {
+                length += PAGE;
+            }
+        }
+        (&raw mut (*record).head).write(head(caller, length));
+    }
+}
+
+#[inline(always)]
+fn head(caller: Registers, length: u64) -> StackCopy {
+    StackCopy {
+        header: Header {
+            extra: length as u32,
+            ..header(Kind::StackCopy)
+        },
+        registers: caller,
+    }
 }

@@ -70,6 +70,7 @@ fn meet() -> bool {
     let target = Target {
         start_ns: header.time_ns,
         flags: FOLLOW,
+        code_changes: 0,
     };
     // Of two threads that are met at once the first one tells.
     if !insert(header.pid, target, u64::from(BPF_NOEXIST)) {

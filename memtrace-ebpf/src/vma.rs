@@ -20,7 +20,7 @@ use crate::{
     abi::{self, Meaning},
     emit::{Urgency, count, emit, header},
     process::{field, live_threads},
-    residency, target,
+    residency, target, unwind,
 };
 
 /// A call in flight. The slot of a thread is its id modulo the number of slots.
@@ -96,9 +96,12 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     let Some(number) = field::<u64>(regs, ORIG_RAX) else {
         return 0;
     };
-    if !abi::may_matter(number) || target::current().is_none() {
+    if !abi::may_matter(number) {
         return 0;
     }
+    let Some((pid, _)) = target::current() else {
+        return 0;
+    };
     let Some((Meaning::Memory(call), abi)) = abi::meaning(number, regs) else {
         return 0;
     };
@@ -128,6 +131,9 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     } else {
         Urgency::Usual
     };
+    let [address, length, protection, ..] = record.arguments;
+    let result = record.result;
     emit(record, Counter::LostSyscall, urgency);
+    unwind::note(pid, call, address, length, protection, result);
     0
 }

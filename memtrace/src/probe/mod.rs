@@ -24,5 +24,6 @@ pub mod points;
 mod selection;
 pub mod sideband;
 pub mod tracefs;
+pub mod unwind;
 
 pub use error::Error;

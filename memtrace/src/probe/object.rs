@@ -12,9 +12,14 @@ use memtrace_common::{
     heap::{GROUP_SIZE, Point},
     histogram::{FaultHistogram, HistogramKey},
     target::{Area, FOLLOW, Target},
+    unwind::{CodeSpace, SCRATCH_PER_CPU},
 };
 
-use super::{Error, btf};
+use super::{
+    Error, btf,
+    unwind::{MappedRows, SPACES, Spaces},
+};
+use crate::unwind::Kernel;
 
 /// An entry that is there stays: include/uapi/linux/bpf.h.
 const BPF_NOEXIST: u64 = 1;
@@ -42,6 +47,8 @@ pub struct LoadOptions {
     pub area: Area,
     /// Send each fault, rather than counts and latencies alone.
     pub tell_faults: bool,
+    /// Unwind rules that fit, of all files together; 8 bytes each.
+    pub unwind_rows: u32,
     /// Level of the programs' own messages.
     pub log_level: log::LevelFilter,
 }
@@ -56,6 +63,7 @@ impl Default for LoadOptions {
             hooks_only: false,
             area: Area::NONE,
             tell_faults: true,
+            unwind_rows: 1 << 21,
             log_level: log::LevelFilter::Warn,
         }
     }
@@ -70,6 +78,8 @@ pub struct Object {
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
     ends_everywhere: Array<MapData, u32>,
+    code_spaces: Spaces,
+    rows: Option<MappedRows>,
 }
 
 impl Object {
@@ -96,6 +106,8 @@ impl Object {
             .map_max_entries("CALL_SLOTS", options.slots)
             .map_max_entries("FAULT_SLOTS", options.slots)
             .map_max_entries("SYSCALL_SLOTS", options.slots)
+            .map_max_entries("UNWIND_ROWS", options.unwind_rows)
+            .map_max_entries("SCRATCH", cpus.max(1) * SCRATCH_PER_CPU)
             .load(OBJECT)
             .map_err(load_error)?;
         for (_, program) in ebpf.programs_mut() {
@@ -108,6 +120,8 @@ impl Object {
             histograms: hash(&mut ebpf, "HISTOGRAMS")?,
             counters: array(&mut ebpf, "COUNTERS")?,
             ends_everywhere: array(&mut ebpf, "ENDS_EVERYWHERE")?,
+            code_spaces: hash(&mut ebpf, SPACES)?,
+            rows: Some(MappedRows::take(&mut ebpf, options.unwind_rows)?),
             ebpf,
         })
     }
@@ -119,6 +133,13 @@ impl Object {
             .take_map("EVENTS")
             .ok_or(Error::Object { name: "EVENTS" })?;
         RingBuf::try_from(map).map_err(|_| Error::Object { name: "EVENTS" })
+    }
+
+    /// The table of unwind rules; once.
+    pub fn take_rows(&mut self) -> Result<MappedRows, Error> {
+        self.rows.take().ok_or(Error::Object {
+            name: "UNWIND_ROWS",
+        })
     }
 
     /// The programs' own messages, forwarded to `log`; `None` where the object has none.
@@ -182,6 +203,7 @@ impl Object {
         let target = Target {
             start_ns,
             flags: if follow { FOLLOW } else { 0 },
+            code_changes: 0,
         };
         self.targets.insert(pid, target, 0).map_err(failed)
     }
@@ -191,6 +213,7 @@ impl Object {
         let target = Target {
             start_ns,
             flags: FOLLOW,
+            code_changes: 0,
         };
         match self.targets.insert(pid, target, BPF_NOEXIST) {
             Ok(()) => {}
@@ -245,6 +268,21 @@ impl Object {
     /// The value of a counter since the object was loaded.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32), 0).unwrap_or(0)
+    }
+}
+
+impl Kernel for Object {
+    fn code_changes(&self, pid: u32) -> Option<u64> {
+        let target = self.targets.get(&pid, 0).ok()?;
+        Some(target.code_changes)
+    }
+
+    fn set_code_space(&mut self, pid: u32, space: &CodeSpace) -> Result<(), Error> {
+        let written = self.code_spaces.insert(pid, space, 0);
+        written.map_err(|error| Error::Map {
+            name: SPACES,
+            reason: error.to_string(),
+        })
     }
 }
 

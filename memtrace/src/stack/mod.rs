@@ -3,7 +3,7 @@
 mod blaze;
 mod debug_file;
 mod debuginfod;
-mod module;
+pub(crate) mod module;
 mod perf_map;
 pub mod symbolize;
 mod vdso;

@@ -149,7 +149,7 @@ impl Modules {
 }
 
 /// Where a mapped file may be found, the surest place first.
-fn places(pid: Option<u32>, mapping: &Mapping) -> Vec<PathBuf> {
+pub(crate) fn places(pid: Option<u32>, mapping: &Mapping) -> Vec<PathBuf> {
     let path = mapping
         .path
         .strip_suffix(" (deleted)")

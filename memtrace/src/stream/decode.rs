@@ -3,17 +3,23 @@
 //! The only place that reads wire structs. It never panics and never trusts a length: a record that is
 //! shorter than its kind says, or of an unknown kind, is an error to be counted.
 
+use std::mem::offset_of;
+
 use memtrace_common::{
     heap::Function,
     record::{
         self, Alloc, AllocFailed, Arguments, Call, EXEC_UNFOLLOWED, Exec, Exit, FAULT_ACCESS_KNOWN,
         FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION, FAULT_WRITE, Fault, Fork,
-        Free, Header, Kind, MAX_FRAMES, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory, Realloc, Rename,
-        STACK_TRUNCATED, Seen, Stack,
+        Free, Header, Kind, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory, Realloc, Rename, Seen,
+        StackCopy,
     },
+    unwind::{ADDRESS, End, MAX_FRAMES},
 };
 
-use crate::event::{Access, Event, EventKind, MemoryTotals, Started, Syscall};
+use crate::{
+    event::{Access, Event, EventKind, MemoryTotals, Started, Syscall},
+    unwind::CopiedStack,
+};
 
 /// Bytes per page of the kernel's counters.
 const PAGE: u64 = 4096;
@@ -56,7 +62,6 @@ wire!(
     AllocFailed,
     Free,
     Realloc,
-    Stack,
     Fault,
     record::Syscall,
     Fork,
@@ -64,7 +69,7 @@ wire!(
     Arguments,
     Exit
 );
-wire!(Rename, Memory, Seen);
+wire!(Rename, Memory, Seen, StackCopy);
 
 fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() < size_of::<T>() {
@@ -76,8 +81,27 @@ fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
+/// What a record holds.
+#[derive(Debug, PartialEq)]
+pub enum Decoded {
+    /// An event.
+    Event(Event),
+    /// A stack that is to be walked first.
+    Copy(Box<CopiedStack>),
+}
+
+impl Decoded {
+    /// When it happened, in nanoseconds.
+    pub fn time_ns(&self) -> u64 {
+        match self {
+            Self::Event(event) => event.time_ns,
+            Self::Copy(copy) => copy.time_ns,
+        }
+    }
+}
+
 /// Reads one record.
-pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
+pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     let header: Header = read(bytes)?;
     let Some(kind) = Kind::from_raw(header.kind) else {
         return Err(DecodeError::Unknown {
@@ -98,7 +122,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
             address: read::<Free>(bytes)?.address,
         },
         Kind::Realloc => realloc(read(bytes)?),
-        Kind::Stack => stack(&read(bytes)?),
+        Kind::Stack => stack(bytes)?,
+        Kind::StackCopy => return copy(bytes),
         Kind::Fault => fault(&read(bytes)?),
         Kind::Syscall => syscall(&read(bytes)?)?,
         Kind::Fork => fork(&read(bytes)?),
@@ -111,12 +136,12 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         Kind::Arguments => arguments(&read(bytes)?),
         Kind::Seen => seen(&read(bytes)?),
     };
-    Ok(Event {
+    Ok(Decoded::Event(Event {
         time_ns: header.time_ns,
         pid: header.pid,
         tid: header.tid,
         kind,
-    })
+    }))
 }
 
 fn alloc(alloc: Alloc) -> Result<EventKind, DecodeError> {
@@ -172,13 +197,39 @@ fn function(number: u32) -> Result<Function, DecodeError> {
         })
 }
 
-fn stack(stack: &Stack) -> EventKind {
-    let count = (stack.header.extra as usize).min(MAX_FRAMES);
-    EventKind::Stack {
-        id: stack.id,
-        frames: stack.frames[..count].into(),
-        truncated: stack.header.flags & STACK_TRUNCATED != 0,
-    }
+/// Only the frames there are were sent: the record is shorter than its struct.
+fn stack(bytes: &[u8]) -> Result<EventKind, DecodeError> {
+    const ID: usize = offset_of!(record::Stack, id);
+    const FRAMES: usize = offset_of!(record::Stack, frames);
+    let header: Header = read(bytes)?;
+    let short = DecodeError::Short {
+        length: bytes.len(),
+    };
+    let count = (header.extra as usize).min(MAX_FRAMES);
+    let word = |at: usize| {
+        let bytes = bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
+        bytes.map(u64::from_ne_bytes).ok_or(short)
+    };
+    let frames = (0..count).map(|index| Ok(word(FRAMES + 8 * index)? & ADDRESS));
+    Ok(EventKind::Stack {
+        id: word(ID)?,
+        frames: frames.collect::<Result<_, _>>()?,
+        truncated: header.flags == End::Truncated as u16,
+    })
+}
+
+/// The bytes behind those that could be read are not the stack's.
+fn copy(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+    let StackCopy { header, registers } = read(bytes)?;
+    let stack = bytes.get(size_of::<StackCopy>()..).unwrap_or_default();
+    let length = (header.extra as usize).min(stack.len());
+    Ok(Decoded::Copy(Box::new(CopiedStack {
+        time_ns: header.time_ns,
+        pid: header.pid,
+        tid: header.tid,
+        registers,
+        bytes: stack[..length].into(),
+    })))
 }
 
 fn fault(fault: &Fault) -> EventKind {

@@ -4,7 +4,10 @@ pub mod decode;
 mod order;
 mod totals;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+};
 
 use aya::maps::{MapData, RingBuf};
 use memtrace_common::counter::Counter;
@@ -13,7 +16,10 @@ use rustc_hash::FxHashMap;
 use crate::{
     event::{Event, EventKind, Pid},
     probe::{Error, area::Area, object::Object, sideband::Sideband},
+    unwind::Unwinder,
 };
+
+use decode::Decoded;
 
 /// Records taken at a time: keeps a drain short enough for timers and signals to have their turn.
 const BATCH: usize = 8192;
@@ -28,13 +34,14 @@ pub struct Stream {
     unseen_ends: u64,
     /// Mapping records that CPUs took with them when they went.
     unread_mappings: u64,
-    batch: Vec<Event>,
+    unwinder: Unwinder,
+    batch: Vec<Decoded>,
     side: Vec<Event>,
 }
 
 impl Stream {
     /// A stream over the ring buffer of a loaded object.
-    pub fn new(ring: RingBuf<MapData>) -> Self {
+    pub fn new(ring: RingBuf<MapData>, unwinder: Unwinder) -> Self {
         Self {
             ring,
             order: order::Order::default(),
@@ -43,6 +50,7 @@ impl Stream {
             undecodable: 0,
             unseen_ends: 0,
             unread_mappings: 0,
+            unwinder,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
         }
@@ -53,8 +61,17 @@ impl Stream {
         self.starts.insert(pid, start_ns);
     }
 
+    /// Compiles the unwind rules of files that are about to be mapped.
+    pub fn prepare(&mut self, files: &[PathBuf]) {
+        self.unwinder.prepare(files);
+    }
+
     /// Adds an event that did not come through the ring buffer, to be delivered at its time.
     pub fn push(&mut self, event: Event) {
+        // What is mapped already need not wait for its turn.
+        if let EventKind::Smaps(_) = event.kind {
+            self.unwinder.note(&event);
+        }
         self.order.push(event);
     }
 
@@ -102,7 +119,7 @@ impl Stream {
             && let Some(record) = self.ring.next()
         {
             match decode::decode(&record) {
-                Ok(event) => batch.push(event),
+                Ok(decoded) => batch.push(decoded),
                 Err(error) => {
                     log::debug!("{error}");
                     self.undecodable += 1;
@@ -118,18 +135,52 @@ impl Stream {
             deliver(counted("mmap_records", lost, true));
         }
         let any = !batch.is_empty();
-        for event in batch.drain(..) {
-            self.order.before(event.time_ns, deliver);
-            self.note(&event, object, deliver);
-            deliver(event);
+        for decoded in batch.drain(..) {
+            self.deliver_before(decoded.time_ns(), deliver);
+            match decoded {
+                Decoded::Event(mut event) => {
+                    self.unwinder.resolve(&mut event);
+                    self.unwinder.note(&event);
+                    self.note(&event, object, deliver);
+                    deliver(event);
+                }
+                Decoded::Copy(copy) => {
+                    if let Some(event) = self.unwinder.walk(&copy) {
+                        deliver(event);
+                    }
+                }
+            }
         }
         self.batch = batch;
         any
     }
 
+    /// Brings the kernel side's unwind tables up to what was drained. True where they still are behind: drain
+    /// once more.
+    pub fn publish(&mut self, object: &mut Object) -> bool {
+        self.unwinder.publish(object)
+    }
+
+    /// Delivers what came otherwise than through the ring buffer, up to a time.
+    fn deliver_before(&mut self, time_ns: u64, deliver: &mut dyn FnMut(Event)) {
+        let Self {
+            order,
+            unwinder,
+            starts,
+            ..
+        } = self;
+        order.before(time_ns, &mut |event| {
+            // Mapping records are inherited by children whether they are traced or not.
+            if starts.contains_key(&event.pid) {
+                unwinder.note(&event);
+            }
+            deliver(event);
+        });
+    }
+
     /// Delivers what is still held back, and the counts so far.
     pub fn finish(&mut self, object: &mut Object, now_ns: u64, deliver: &mut dyn FnMut(Event)) {
-        self.order.before(u64::MAX, deliver);
+        self.deliver_before(u64::MAX, deliver);
         self.report(object, now_ns, deliver);
     }
 
@@ -142,6 +193,9 @@ impl Stream {
                 deliver(counted(counter.name(), grown, counter.is_loss()));
                 self.counted[index] = value;
             }
+        }
+        for (reason, count) in self.unwinder.take_counts() {
+            deliver(counted(reason, count, false));
         }
         if self.undecodable > 0 {
             deliver(counted(

@@ -26,6 +26,7 @@ impl Session {
         self.traced.insert(pid);
         self.follow(pid)?;
         self.heap.prepare(&mut self.object, files)?;
+        self.stream.prepare(files);
         self.identify(pid, start_ns, false);
         Ok(())
     }
@@ -67,6 +68,8 @@ impl Session {
         for event in smaps {
             self.stream.push(event);
         }
+        // Its stacks are walked in the kernel from the first one on.
+        while self.drain() {}
         Ok(())
     }
 

@@ -32,6 +32,7 @@ use crate::{
     stack::symbolize::{Blaze, Frame, Mapping, Process, Symbolizer as _},
     store::recording::{WriteError, Writer},
     stream::Stream,
+    unwind::Unwinder,
 };
 
 /// What to trace.
@@ -89,7 +90,9 @@ impl Session {
             log::debug!("old uprobe definitions: {error}");
         }
         let mut object = Object::load(&options.load)?;
-        let stream = Stream::new(object.take_ring()?);
+        let stacks = options.load.stacks && options.heap;
+        let unwinder = Unwinder::new(Box::new(object.take_rows()?), stacks);
+        let stream = Stream::new(object.take_ring()?, unwinder);
         let logger = object.logger();
         let statuses = points::attach(&mut object)?;
         let model = if options.load.tell_faults {
@@ -160,7 +163,8 @@ impl Session {
             self.handle(event);
         }
         self.batch = batch;
-        any
+        let behind = self.stream.publish(&mut self.object);
+        any || behind
     }
 
     /// Once a second: counts of what was lost, fault totals, and the recording out to the disk.

@@ -294,6 +294,35 @@ pub(super) const ENTRIES: &[Entry] = &[
         action: "Nothing to do, unless deep recursion makes one site look like many.",
     },
     Entry {
+        word: "unwind_no_rules",
+        aliases: &["unwind_unsupported_rule"],
+        meaning: "A stack led into code without unwind tables, or with rules that memtrace does not follow, and the frame pointer led nowhere: its outermost frames are missing.",
+        action: "Compile such code with -fno-omit-frame-pointer, or assembly with .cfi directives.",
+    },
+    Entry {
+        word: "unwind_unreadable",
+        aliases: &["unwind_no_mapping", "unwind_stack_pointer"],
+        meaning: "A stack could not be followed to its start: its memory could not be read, or a return address or the stack pointer made no sense.",
+        action: "Nothing to do where it is rare. A program that switches stacks by hand, or a damaged stack, does this.",
+    },
+    Entry {
+        word: "unwind_copied",
+        aliases: &[
+            "unwind_not_copied",
+            "unwind_scratch_busy",
+            "unwind_mappings_full",
+            "unwind_tables_full",
+        ],
+        meaning: "A stack was copied and walked outside of the kernel, since the process had just mapped code; or, where there was no room for that or for its tables, it was cut to the direct caller.",
+        action: "Copied: nothing is missing. The others: nothing to do where they are rare; attach to the program once it runs where they are not.",
+    },
+    Entry {
+        word: "stack_hash_collision",
+        aliases: &[],
+        meaning: "Two stacks had the same 64-bit hash; they were told apart by a second one.",
+        action: "Nothing to do.",
+    },
+    Entry {
         word: "undecodable",
         aliases: &["could not be decoded"],
         meaning: "A record that arrived and made no sense. It was left out.",

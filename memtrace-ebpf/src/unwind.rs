@@ -1,0 +1,287 @@
+//! Walks a stack by the unwind rules of the modules it leads through.
+//!
+//! For each frame one look-up in a cache of rules by address; where that misses, the mapping is searched for
+//! the address and the module's rows for the rule. The tables are the user side's.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    helpers::{bpf_loop, bpf_probe_read_user},
+    macros::map,
+    maps::{Array, HashMap},
+};
+use memtrace_common::{
+    counter::Counter,
+    record::{Call, Stack},
+    unwind::{
+        ADDITION, BY_FRAME_POINTER, CodeSpace, End, INTERRUPTED, MAX_CODE_MAPPINGS, MAX_FRAMES,
+        Memory, REMOVAL, REMOVALS, Registers, Rule, StackHash, Step, search, step,
+    },
+};
+
+use crate::{
+    emit::{add, count},
+    target::TARGETS,
+};
+
+/// Rows of all modules. Its size is set when it is loaded; the user side maps and fills it.
+#[map]
+static UNWIND_ROWS: Array<u64> = Array::with_max_entries(1 << 21, BPF_F_MMAPABLE);
+
+/// Executable mappings of each traced process.
+#[map]
+static CODE_SPACES: HashMap<u32, CodeSpace> = HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+
+/// Lines of the cache: half of a key, and a rule below.
+#[map]
+static RULE_CACHE: Array<u64> = Array::with_max_entries(CACHE_LINES, 0);
+
+const CACHE_LINES: u32 = 1 << 16;
+
+/// The mappings of a process, and whether they may be relied on.
+#[inline(always)]
+pub fn space(pid: u32, code_changes: u64) -> Option<&'static CodeSpace> {
+    // SAFETY: an entry is replaced as a whole and freed after a grace period, which outlasts the program.
+    let space = unsafe { CODE_SPACES.get(&pid) }?;
+    ((space.as_of ^ code_changes) & REMOVALS == 0).then_some(space)
+}
+
+/// A child starts with what its parent has mapped.
+#[inline(always)]
+pub fn inherit(parent: u32, child: u32) {
+    // SAFETY: as above.
+    if let Some(space) = unsafe { CODE_SPACES.get(&parent) }
+        && CODE_SPACES.insert(&child, space, 0).is_err()
+    {
+        count(Counter::UnwindMappingsFull);
+    }
+}
+
+/// The process has a new program.
+#[inline(always)]
+pub fn replaced(pid: u32) {
+    forget(pid);
+    change(pid, REMOVAL);
+}
+
+/// Nothing of the process is mapped any more.
+#[inline(always)]
+pub fn forget(pid: u32) {
+    // It was not there where no code was ever seen; that is no loss.
+    let _ = CODE_SPACES.remove(&pid);
+}
+
+/// A memory system call returned: if it changed what can be executed, the tables are behind until the user
+/// side has caught up. To be called once the call's own record is sent.
+#[inline(always)]
+pub fn note(pid: u32, call: Call, address: u64, length: u64, protection: u64, result: i64) {
+    const PROT_EXEC: u64 = 4;
+    if result < 0 && result > -4096 {
+        return;
+    }
+    let adds = match call {
+        Call::Mmap | Call::Mprotect => protection & PROT_EXEC != 0,
+        Call::Munmap | Call::Mremap => false,
+        _ => return,
+    };
+    let start = if call as u32 == Call::Mmap as u32 {
+        result as u64
+    } else {
+        address
+    };
+    // Whatever is mapped over code, executable or not, removes it.
+    if call as u32 != Call::Mprotect as u32 && overlaps(pid, start, start.wrapping_add(length)) {
+        change(pid, REMOVAL);
+    }
+    if adds {
+        change(pid, ADDITION);
+    }
+}
+
+#[inline(always)]
+fn change(pid: u32, by: u64) {
+    if let Some(target) = TARGETS.get_ptr_mut(&pid) {
+        // SAFETY: the pointer is to a live, aligned map value.
+        unsafe { add(&raw mut (*target).code_changes, by) };
+    }
+}
+
+/// Whether a range holds code that has rules.
+#[inline(always)]
+fn overlaps(pid: u32, start: u64, end: u64) -> bool {
+    // SAFETY: as in `space`.
+    let Some(space) = (unsafe { CODE_SPACES.get(&pid) }) else {
+        return false;
+    };
+    let below = mappings_below(space, end.wrapping_sub(1));
+    if below == 0 {
+        return false;
+    }
+    let last = &space.mappings[(below as usize - 1) & (MAX_CODE_MAPPINGS - 1)];
+    last.rows != 0 && last.start.wrapping_add(u64::from(last.length)) > start
+}
+
+/// Mappings that start at an address or below.
+#[inline(never)]
+fn mappings_below(space: &CodeSpace, address: u64) -> u64 {
+    let (mut low, mut high) = (0u64, space.count);
+    for _ in 0..=MAX_CODE_MAPPINGS.ilog2() {
+        if low >= high {
+            break;
+        }
+        let middle = (low + high) / 2;
+        if space.mappings[middle as usize & (MAX_CODE_MAPPINGS - 1)].start <= address {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+/// A walk that is under way. On the BPF stack; its frames are in scratch memory.
+#[repr(C)]
+pub struct Walk {
+    registers: Registers,
+    space: &'static CodeSpace,
+    frames: *mut Stack,
+    code_changes: u64,
+    /// Bits of the next frame.
+    bits: u64,
+    /// Of the frames so far.
+    pub hash: StackHash,
+    /// Frames so far.
+    pub count: u64,
+    /// [`End`]
+    pub end: u64,
+}
+
+/// Walks from the caller whose registers these are, into a record.
+#[inline(always)]
+pub fn walk(
+    registers: Registers,
+    space: &'static CodeSpace,
+    code_changes: u64,
+    frames: *mut Stack,
+) -> Walk {
+    let mut walk = Walk {
+        registers,
+        space,
+        frames,
+        code_changes,
+        bits: 0,
+        hash: StackHash::EMPTY,
+        count: 0,
+        end: End::Truncated as u64,
+    };
+    // SAFETY: the callback takes a Walk, which outlives the loop.
+    unsafe {
+        bpf_loop(
+            MAX_FRAMES as u32,
+            next_frame as *mut c_void,
+            (&raw mut walk).cast(),
+            0,
+        )
+    };
+    walk
+}
+
+/// Notes one frame and goes to its caller; 1 ends the loop.
+unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `walk` passes its own.
+    let walk = unsafe { &mut *context.cast::<Walk>() };
+    let ip = walk.registers.ip;
+    // A return address points behind the call, perhaps into another function.
+    let pc = if walk.bits & INTERRUPTED == 0 {
+        ip.wrapping_sub(1)
+    } else {
+        ip
+    };
+    let Some(rule) = rule(walk.space, pc) else {
+        let known = walk.space.as_of == walk.code_changes;
+        walk.end = if known { End::NoMapping } else { End::NotKnown } as u64;
+        return 1;
+    };
+    let frame = ip | walk.bits;
+    // SAFETY: the index is below MAX_FRAMES.
+    unsafe { (*walk.frames).frames[walk.count as usize & (MAX_FRAMES - 1)] = frame };
+    walk.count += 1;
+    walk.hash.add(frame);
+    walk.bits = match step(&mut walk.registers, rule, &UserStack) {
+        Step::Caller => 0,
+        Step::ByFramePointer => BY_FRAME_POINTER,
+        Step::Interrupted => INTERRUPTED,
+        Step::End(end) => {
+            walk.end = end as u64;
+            return 1;
+        }
+    };
+    0
+}
+
+/// The rule for an address; `None` in no mapping.
+#[inline(always)]
+fn rule(space: &CodeSpace, pc: u64) -> Option<Rule> {
+    let key = key(space.generation, pc);
+    let line = RULE_CACHE.get_ptr_mut(key as u32 & (CACHE_LINES - 1))?;
+    // SAFETY: an element of an array map; one word, so it is never seen half written.
+    let cached = unsafe { line.read_volatile() };
+    if cached >> 32 == key >> 16 && cached != 0 {
+        return Some(Rule(cached as u32));
+    }
+    let rule = look_up(space, pc);
+    if rule == NOT_MAPPED {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { line.write_volatile((key >> 16) << 32 | rule) };
+    Some(Rule(rule as u32))
+}
+
+/// 48 bits, of which the lower 16 are the line and the rest is kept in it. One to one for the addresses of a
+/// generation; a line of another passes for one's own once in 2^32 times.
+#[inline(always)]
+fn key(generation: u64, pc: u64) -> u64 {
+    const MASK: u64 = (1 << 48) - 1;
+    let mixed = (pc ^ generation.wrapping_mul(0x9e37_79b9_7f4a_7c15)) & MASK;
+    let mixed = mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) & MASK;
+    mixed ^ mixed >> 24
+}
+
+const NOT_MAPPED: u64 = u64::MAX;
+
+/// Searches the tables: a [`Rule`], or [`NOT_MAPPED`].
+#[inline(never)]
+fn look_up(space: &CodeSpace, pc: u64) -> u64 {
+    let below = mappings_below(space, pc);
+    if below == 0 {
+        return NOT_MAPPED;
+    }
+    let mapping = &space.mappings[(below as usize - 1) & (MAX_CODE_MAPPINGS - 1)];
+    if !mapping.holds(pc) {
+        return NOT_MAPPED;
+    }
+    let offset = (pc - mapping.start) as u32 + mapping.offset;
+    let rule = search(mapping.first_row, mapping.rows, offset, |row| {
+        UNWIND_ROWS.get(row).copied()
+    });
+    u64::from(rule.0)
+}
+
+/// The stack of the current thread.
+struct UserStack;
+
+impl Memory for UserStack {
+    #[inline(always)]
+    fn word(&self, address: u64) -> Option<u64> {
+        // SAFETY: the helper checks the user address.
+        unsafe { bpf_probe_read_user(address as *const u64) }.ok()
+    }
+
+    #[inline(always)]
+    fn pair(&self, address: u64) -> Option<[u64; 2]> {
+        // SAFETY: as above.
+        unsafe { bpf_probe_read_user(address as *const [u64; 2]) }.ok()
+    }
+}

@@ -1,0 +1,88 @@
+//! The maps that stacks are walked by.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    ptr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData},
+};
+use memtrace_common::unwind::CodeSpace;
+
+use super::Error;
+use crate::unwind::tables::RowStore;
+
+const ROWS: &str = "UNWIND_ROWS";
+
+/// Name of the map of processes.
+pub(super) const SPACES: &str = "CODE_SPACES";
+
+/// Executable mappings by process.
+pub(super) type Spaces = HashMap<MapData, u32, CodeSpace>;
+
+/// The table of rows, shared with the kernel side.
+pub struct MappedRows {
+    rows: &'static [AtomicU64],
+    /// Keeps the map.
+    _map: MapData,
+}
+
+impl MappedRows {
+    /// Maps the table of a loaded object; once.
+    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32) -> Result<Self, Error> {
+        let Some(Map::Array(map)) = ebpf.take_map(ROWS) else {
+            return Err(Error::Object { name: ROWS });
+        };
+        let length = capacity as usize * size_of::<u64>();
+        // SAFETY: a fresh shared mapping of the whole of the map's values.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.fd().as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(Error::Map {
+                name: ROWS,
+                reason: io::Error::last_os_error().to_string(),
+            });
+        }
+        // SAFETY: mapped for `length` bytes until `drop`, page-aligned, and shared as atomics are meant to be.
+        let rows =
+            unsafe { std::slice::from_raw_parts(address.cast::<AtomicU64>(), capacity as usize) };
+        Ok(Self { rows, _map: map })
+    }
+}
+
+impl RowStore for MappedRows {
+    fn capacity(&self) -> u32 {
+        self.rows.len() as u32
+    }
+
+    fn write(&mut self, first: u32, rows: &[u64]) {
+        for (place, &row) in self.rows.iter().skip(first as usize).zip(rows) {
+            place.store(row, Ordering::Relaxed);
+        }
+    }
+
+    fn row(&self, index: u32) -> Option<u64> {
+        let place = self.rows.get(index as usize)?;
+        Some(place.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for MappedRows {
+    fn drop(&mut self) {
+        let rows = std::mem::take(&mut self.rows);
+        // SAFETY: the mapping made in `take`; the slice is gone.
+        unsafe { libc::munmap(rows.as_ptr().cast_mut().cast(), size_of_val(rows)) };
+    }
+}

@@ -1,0 +1,213 @@
+//! The rules of all modules in one table, each file once.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+use object::{Object as _, ReadCache};
+
+use super::compile::{CompileError, compile};
+use crate::stack::{module::places, symbolize::Mapping};
+
+/// Where rows are kept for the kernel side.
+pub trait RowStore {
+    /// Rows that fit.
+    fn capacity(&self) -> u32;
+    /// Writes rows from an index on.
+    fn write(&mut self, first: u32, rows: &[u64]);
+    /// A row that was written.
+    fn row(&self, index: u32) -> Option<u64>;
+}
+
+/// The rows of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// Index of the first.
+    pub first: u32,
+    /// How many; 0 where the file has no rules.
+    pub rows: u32,
+}
+
+/// Why a file's rules are not in the table.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Read(#[from] io::Error),
+    /// It has no rules that can be read.
+    #[error("{0}")]
+    Compile(#[from] CompileError),
+    /// The table is full.
+    #[error("the table of unwind rules is full")]
+    Full,
+}
+
+/// Device, inode, size and time of the last change.
+type Identity = (u64, u64, u64, i64, i64);
+
+/// Rules of files.
+pub struct Tables {
+    store: Box<dyn RowStore>,
+    used: u32,
+    by_identity: HashMap<Identity, Span>,
+    /// By path and build ID, where a file was mapped that has one: it need not be opened again.
+    by_name: HashMap<(Box<str>, Box<[u8]>), Span>,
+    /// Files whose rules found no room.
+    full: u64,
+}
+
+impl Tables {
+    /// Tables that are kept in `store`.
+    pub fn new(store: Box<dyn RowStore>) -> Self {
+        Self {
+            store,
+            used: 0,
+            by_identity: HashMap::new(),
+            by_name: HashMap::new(),
+            full: 0,
+        }
+    }
+
+    /// Bytes of the rows in use.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.used) * size_of::<u64>() as u64
+    }
+
+    /// Files whose rules found no room since the last call.
+    pub fn take_full(&mut self) -> u64 {
+        std::mem::take(&mut self.full)
+    }
+
+    /// A row.
+    pub fn row(&self, index: u32) -> Option<u64> {
+        self.store.row(index)
+    }
+
+    /// Compiles a file's rules before it is mapped.
+    pub fn prepare(&mut self, path: &Path) {
+        let file = File::open(path).map_err(TableError::from);
+        if let Err(error) = file.and_then(|file| self.of_file(&file)) {
+            log::debug!("unwind rules of {}: {error}", path.display());
+        }
+    }
+
+    /// The rules of a file that a process has mapped.
+    pub fn of_mapping(&mut self, pid: u32, mapping: &Mapping) -> Span {
+        let name = (mapping.path.clone(), mapping.build_id.clone());
+        let named = !mapping.build_id.is_empty();
+        if named && let Some(&span) = self.by_name.get(&name) {
+            return span;
+        }
+        let span = if &*mapping.path == "[vdso]" {
+            self.of_vdso()
+        } else {
+            self.open(pid, mapping)
+        };
+        if named {
+            self.by_name.insert(name, span);
+        }
+        span
+    }
+
+    fn open(&mut self, pid: u32, mapping: &Mapping) -> Span {
+        for path in places(Some(pid), mapping) {
+            let Ok(file) = File::open(&path) else {
+                continue;
+            };
+            if !file.metadata().is_ok_and(|metadata| metadata.is_file())
+                || !is_build(&file, &mapping.build_id)
+            {
+                continue;
+            }
+            match self.of_file(&file) {
+                Ok(span) => return span,
+                Err(error) => log::debug!("unwind rules of {}: {error}", mapping.path),
+            }
+        }
+        Span::default()
+    }
+
+    fn of_file(&mut self, file: &File) -> Result<Span, TableError> {
+        let metadata = file.metadata()?;
+        let identity = (
+            metadata.dev(),
+            metadata.ino(),
+            metadata.size(),
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+        );
+        if let Some(&span) = self.by_identity.get(&identity) {
+            return Ok(span);
+        }
+        let rows = compile(&ReadCache::new(file.try_clone()?));
+        let span = match rows {
+            Ok(rows) => self.add(&rows)?,
+            Err(error) => {
+                self.by_identity.insert(identity, Span::default());
+                return Err(error.into());
+            }
+        };
+        self.by_identity.insert(identity, span);
+        Ok(span)
+    }
+
+    /// The kernel's page of code is the same in all processes: this one's own is read.
+    fn of_vdso(&mut self) -> Span {
+        let read = || -> Result<Vec<u8>, io::Error> {
+            let maps = std::fs::read_to_string("/proc/self/maps")?;
+            let line = maps.lines().find(|line| line.ends_with("[vdso]"));
+            let range = line.and_then(|line| line.split(' ').next()?.split_once('-'));
+            let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
+            let Some((Some(start), Some(end))) =
+                range.map(|(start, end)| (hexadecimal(start), hexadecimal(end)))
+            else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            let mut memory = File::open("/proc/self/mem")?;
+            memory.seek(SeekFrom::Start(start))?;
+            let mut bytes = vec![0; end.saturating_sub(start) as usize];
+            memory.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        let rows = read()
+            .map_err(TableError::from)
+            .and_then(|bytes| Ok(compile(&*bytes)?));
+        rows.and_then(|rows| self.add(&rows))
+            .unwrap_or_else(|error| {
+                log::debug!("unwind rules of the vDSO: {error}");
+                Span::default()
+            })
+    }
+
+    fn add(&mut self, rows: &[u64]) -> Result<Span, TableError> {
+        let count = rows.len() as u32;
+        if count > self.store.capacity() - self.used {
+            self.full += 1;
+            return Err(TableError::Full);
+        }
+        self.store.write(self.used, rows);
+        let span = Span {
+            first: self.used,
+            rows: count,
+        };
+        self.used += count;
+        Ok(span)
+    }
+}
+
+/// Whether a file is the one that was mapped, as far as build IDs tell.
+fn is_build(file: &File, build_id: &[u8]) -> bool {
+    if build_id.is_empty() {
+        return true;
+    }
+    let Ok(file) = file.try_clone() else {
+        return false;
+    };
+    let cache = ReadCache::new(file);
+    let found = object::File::parse(&cache);
+    found.is_ok_and(|found| found.build_id().ok().flatten() == Some(build_id))
+}

@@ -1,0 +1,190 @@
+//! Keeps the kernel side's tables and walks the stacks that it copied.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+};
+
+use memtrace_common::{
+    counter::Counter,
+    unwind::{CodeSpace, End},
+};
+
+use super::{
+    spaces::Spaces,
+    tables::{RowStore, Tables},
+    walk::{CopiedStack, walk},
+};
+use crate::event::{Event, EventKind, Pid, StackId};
+
+/// The kernel side's tables of processes.
+pub trait Kernel {
+    /// How often a traced process's code changed; `None` where it is not traced any more.
+    fn code_changes(&self, pid: Pid) -> Option<u64>;
+    /// Replaces the executable mappings of a process.
+    fn set_code_space(&mut self, pid: Pid, space: &CodeSpace) -> Result<(), crate::probe::Error>;
+}
+
+/// Ids kept of stacks that were told.
+const TOLD: usize = 1 << 16;
+
+/// The id in a record whose stack was copied.
+const COPIED: StackId = StackId::MAX;
+
+/// Both tables, and stacks under way.
+pub struct Unwinder {
+    active: bool,
+    tables: Tables,
+    spaces: Spaces,
+    /// Count of changes when a process was first seen to have changed. All that led to it was in the buffers
+    /// then: once they have been drained a table can be made as of that count.
+    seen: HashMap<Pid, u64>,
+    generation: u64,
+    /// Last copied stack of each thread, until a record names it.
+    copied: HashMap<u32, StackId>,
+    told: HashSet<StackId>,
+    counts: HashMap<&'static str, u64>,
+}
+
+impl Unwinder {
+    /// Keeps rows in `store`; does nothing unless stacks are taken.
+    pub fn new(store: Box<dyn RowStore>, active: bool) -> Self {
+        Self {
+            active,
+            tables: Tables::new(store),
+            spaces: Spaces::default(),
+            seen: HashMap::new(),
+            generation: 0,
+            copied: HashMap::new(),
+            told: HashSet::new(),
+            counts: HashMap::new(),
+        }
+    }
+
+    /// Compiles the rules of files that are about to be mapped.
+    pub fn prepare(&mut self, files: &[PathBuf]) {
+        if !self.active {
+            return;
+        }
+        for file in files {
+            self.tables.prepare(file);
+        }
+        log::debug!("unwind rules take {} bytes", self.tables.bytes());
+    }
+
+    /// Notes what an event says of executable mappings.
+    pub fn note(&mut self, event: &Event) {
+        if !self.active {
+            return;
+        }
+        self.spaces.note(event);
+        if let EventKind::Exit { .. } = event.kind {
+            self.seen.remove(&event.pid);
+        }
+    }
+
+    /// Puts the id of the walked stack in place of the mark of a copied one.
+    pub fn resolve(&mut self, event: &mut Event) {
+        if let EventKind::Alloc { stack, .. } | EventKind::Realloc { stack, .. } = &mut event.kind
+            && *stack == COPIED
+        {
+            *stack = self.copied.remove(&event.tid).unwrap_or(0);
+        }
+    }
+
+    /// Walks a copied stack. An event tells its frames, unless one did before.
+    pub fn walk(&mut self, copy: &CopiedStack) -> Option<Event> {
+        self.find_rules(copy.pid);
+        let mapping = |address| self.spaces.find(copy.pid, address);
+        let walked = walk(copy, mapping, |index| self.tables.row(index));
+        if let Some(counter) = counter(walked.end) {
+            *self.counts.entry(counter.name()).or_default() += 1;
+        }
+        self.copied.insert(copy.tid, walked.id);
+        if self.told.len() >= TOLD {
+            self.told.clear();
+        }
+        if !self.told.insert(walked.id) {
+            return None;
+        }
+        let kind = EventKind::Stack {
+            id: walked.id,
+            frames: walked.frames,
+            truncated: walked.end == End::Truncated,
+        };
+        Some(Event {
+            time_ns: copy.time_ns,
+            pid: copy.pid,
+            tid: copy.tid,
+            kind,
+        })
+    }
+
+    /// Publishes the mappings of processes that changed, each in two steps: see [`Unwinder::seen`]. True where a
+    /// step is left, for after the next drain.
+    pub fn publish(&mut self, kernel: &mut dyn Kernel) -> bool {
+        for pid in std::mem::take(&mut self.spaces.changed) {
+            let Some(changes) = kernel.code_changes(pid) else {
+                self.seen.remove(&pid);
+                continue;
+            };
+            let before = self.seen.insert(pid, changes);
+            if let Some(as_of) = before {
+                self.write(kernel, pid, as_of);
+            }
+            if before == Some(changes) {
+                self.seen.remove(&pid);
+            } else {
+                self.spaces.changed.insert(pid);
+            }
+        }
+        !self.spaces.changed.is_empty()
+    }
+
+    fn write(&mut self, kernel: &mut dyn Kernel, pid: Pid, as_of: u64) {
+        self.find_rules(pid);
+        self.generation += 1;
+        let (space, beyond) = self.spaces.table(pid, as_of, self.generation);
+        if beyond > 0 {
+            self.count(Counter::UnwindMappingsFull.name(), beyond);
+        }
+        if let Err(error) = kernel.set_code_space(pid, &space) {
+            log::debug!("{error}");
+            self.count(Counter::UnwindMappingsFull.name(), 1);
+        }
+    }
+
+    /// What happened to stacks here since the last call, by name.
+    pub fn take_counts(&mut self) -> Vec<(&'static str, u64)> {
+        let full = self.tables.take_full();
+        if full > 0 {
+            self.count("unwind_tables_full", full);
+        }
+        let mut counts: Vec<_> = self.counts.drain().collect();
+        counts.sort_unstable();
+        counts
+    }
+
+    fn find_rules(&mut self, pid: Pid) {
+        let tables = &mut self.tables;
+        self.spaces
+            .resolve(pid, |mapping| tables.of_mapping(pid, mapping));
+    }
+
+    fn count(&mut self, reason: &'static str, count: u64) {
+        *self.counts.entry(reason).or_default() += count;
+    }
+}
+
+/// Where a walk's end is counted.
+fn counter(end: End) -> Option<Counter> {
+    Some(match end {
+        End::Start | End::NotKnown => return None,
+        End::Truncated => Counter::StackTruncated,
+        End::NoRules => Counter::UnwindNoRules,
+        End::Unreadable => Counter::UnwindUnreadable,
+        End::Unsupported => Counter::UnwindUnsupported,
+        End::NoMapping => Counter::UnwindNoMapping,
+        End::StackPointer => Counter::UnwindStackPointer,
+    })
+}
