@@ -6,4 +6,4 @@ mod debuginfod;
 pub(crate) mod module;
 mod perf_map;
 pub mod symbolize;
-mod vdso;
+pub(crate) mod vdso;

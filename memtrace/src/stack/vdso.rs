@@ -31,7 +31,8 @@ impl Vdso {
     }
 }
 
-fn image() -> Option<Vec<u8>> {
+/// The bytes of the page.
+pub(crate) fn image() -> Option<Vec<u8>> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
     let (start, end) = line.split_once(' ')?.0.split_once('-')?;

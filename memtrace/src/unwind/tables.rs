@@ -1,17 +1,11 @@
 //! The rules of all modules in one table, each file once.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{self, Read as _, Seek as _, SeekFrom},
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use object::{Object as _, ReadCache};
 
 use super::compile::{CompileError, compile};
-use crate::stack::{module::places, symbolize::Mapping};
+use crate::stack::{module::places, symbolize::Mapping, vdso};
 
 /// Where rows are kept for the kernel side.
 pub trait RowStore {
@@ -155,32 +149,16 @@ impl Tables {
         Ok(span)
     }
 
-    /// The kernel's page of code is the same in all processes: this one's own is read.
     fn of_vdso(&mut self) -> Span {
-        let read = || -> Result<Vec<u8>, io::Error> {
-            let maps = std::fs::read_to_string("/proc/self/maps")?;
-            let line = maps.lines().find(|line| line.ends_with("[vdso]"));
-            let range = line.and_then(|line| line.split(' ').next()?.split_once('-'));
-            let hexadecimal = |text| u64::from_str_radix(text, 16).ok();
-            let Some((Some(start), Some(end))) =
-                range.map(|(start, end)| (hexadecimal(start), hexadecimal(end)))
-            else {
-                return Err(io::ErrorKind::NotFound.into());
-            };
-            let mut memory = File::open("/proc/self/mem")?;
-            memory.seek(SeekFrom::Start(start))?;
-            let mut bytes = vec![0; end.saturating_sub(start) as usize];
-            memory.read_exact(&mut bytes)?;
-            Ok(bytes)
-        };
-        let rows = read()
-            .map_err(TableError::from)
-            .and_then(|bytes| Ok(compile(&*bytes)?));
-        rows.and_then(|rows| self.add(&rows))
-            .unwrap_or_else(|error| {
+        let rows = vdso::image().map(|image| compile(&*image));
+        match rows.map(|rows| self.add(&rows?)) {
+            Some(Ok(span)) => span,
+            Some(Err(error)) => {
                 log::debug!("unwind rules of the vDSO: {error}");
                 Span::default()
-            })
+            }
+            None => Span::default(),
+        }
     }
 
     fn add(&mut self, rows: &[u64]) -> Result<Span, TableError> {
