@@ -35,6 +35,8 @@ pub struct Stream {
     /// Mapping records that CPUs took with them when they went.
     unread_mappings: u64,
     unwinder: Unwinder,
+    /// The last drain left nothing behind.
+    emptied: bool,
     batch: Vec<Decoded>,
     side: Vec<Event>,
 }
@@ -51,6 +53,7 @@ impl Stream {
             unseen_ends: 0,
             unread_mappings: 0,
             unwinder,
+            emptied: false,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
         }
@@ -126,6 +129,7 @@ impl Stream {
                 }
             }
         }
+        self.emptied = batch.len() < BATCH;
         // Read after the ring: a mapping's record is written before its system call returns.
         let lost = sideband.drain(&mut self.side) + std::mem::take(&mut self.unread_mappings);
         for event in self.side.drain(..) {
@@ -158,7 +162,8 @@ impl Stream {
     /// Brings the kernel side's unwind tables up to what was drained. True where they still are behind: drain
     /// once more.
     pub fn publish(&mut self, object: &mut Object) -> bool {
-        self.unwinder.publish(object)
+        // A table says up to where it was made, which is known only where nothing was left in the buffer.
+        self.emptied && self.unwinder.publish(object)
     }
 
     /// Delivers what came otherwise than through the ring buffer, up to a time.

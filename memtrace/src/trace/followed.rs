@@ -15,6 +15,9 @@ use crate::{
 /// descriptors by the thousand, so children of such a process are not traced, and it is said.
 const MAX_FOLLOWED_THREADS: usize = 64;
 
+/// Drains for the sake of a process that was just attached to.
+const MAX_EARLY_DRAINS: usize = 8;
+
 impl Session {
     /// Traces a process that is held before its exec. `files` is what it will map.
     pub fn trace_held(&mut self, pid: Pid, files: &[PathBuf]) -> Result<(), Error> {
@@ -68,8 +71,13 @@ impl Session {
         for event in smaps {
             self.stream.push(event);
         }
-        // Its stacks are walked in the kernel from the first one on.
-        while self.drain() {}
+        // Its stacks are to be walked in the kernel from the first one on. A busy process fills the buffer as
+        // fast as it is drained, so not for ever.
+        for _ in 0..MAX_EARLY_DRAINS {
+            if !self.drain() {
+                break;
+            }
+        }
         Ok(())
     }
 
