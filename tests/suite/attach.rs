@@ -1,13 +1,12 @@
 //! Processes that ran before memtrace did, and go on after it.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memtrace_tests::binary::{Attached, heap, memtrace, read};
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::oracle::uprobes_of;
 use memtrace_tests::steps::{self, Steps, assert_rounds};
-use memtrace_tests::workload::{tool, workload};
+use memtrace_tests::workload::workload;
 use memtrace_tests::{Running, Scratch};
 use nix::sys::signal::Signal;
 
@@ -156,86 +155,43 @@ fn nothing_is_left_attached_after_a_trace() {
     steps.end(0);
 }
 
-/// Processes that are attached to at once, and memtraces that do so at the same time.
-const BUSY: usize = 4;
-
-/// A process that allocates all the time, and checks what it is given.
-struct Busy {
-    process: Running,
-    lines: usize,
-    blocks: u64,
-}
-
-impl Busy {
-    /// It leaves the processors to the memtraces as far as they want them.
-    fn start() -> Busy {
-        let mut command = Command::new(tool("nice", "coreutils"));
-        command.args(["-n", "19"]).arg(workload("busy.c")).arg("2");
-        let process = Running::start(&mut command);
-        process.stdout_has("ready");
-        Busy {
-            process,
-            lines: 1,
-            blocks: 0,
-        }
-    }
-
-    fn goes_on(&mut self) {
-        self.process.send(b"?");
-        self.lines += 1;
-        let text = self.process.stdout_lines(self.lines);
+/// `MEMTRACE_TEST_ROUNDS=1000` for the full measure.
+#[test]
+fn a_busy_process_survives_being_attached_to_again_and_again() {
+    let rounds = std::env::var("MEMTRACE_TEST_ROUNDS")
+        .map_or(100, |rounds| rounds.parse().expect("a number"));
+    let mut busy = Running::start(Command::new(workload("busy.c")).arg("4"));
+    busy.stdout_has("ready");
+    let mut lines = 1;
+    let mut blocks = 0;
+    let scratch = Scratch::new();
+    for round in 0..rounds {
+        let report = scratch.path("report.json");
+        let mut command = memtrace(&["attach", "--format", "json", "--duration", "20ms", "-p"]);
+        command
+            .arg(busy.pid().to_string())
+            .arg("--report-file")
+            .arg(&report);
+        let memtrace = Running::start(&mut command);
+        let pid = memtrace.pid();
+        let traced = read(memtrace.finish(), &report);
+        assert_eq!(uprobes_of(pid), Vec::<String>::new(), "round {round}");
+        traced.finished.exited(0);
+        assert_eq!(
+            (traced.heap().invalid_frees, traced.heap().double_frees),
+            (Some(0), Some(0)),
+            "round {round}"
+        );
+        busy.send(b"?");
+        lines += 1;
+        let text = busy.stdout_lines(lines);
         let now: serde_json::Value =
             serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
         let now = number(&now, "blocks");
-        assert!(now > self.blocks, "{now} blocks, {} before", self.blocks);
-        self.blocks = now;
+        assert!(now > blocks, "round {round}: it goes on");
+        blocks = now;
     }
-}
-
-/// One memtrace comes and goes.
-fn attach_and_detach(pids: &[u32]) {
-    let scratch = Scratch::new();
-    let report = scratch.path("report.json");
-    let mut command = memtrace(&["attach", "--format", "json", "--duration", "20ms"]);
-    for pid in pids {
-        command.arg("-p").arg(pid.to_string());
-    }
-    let memtrace = Running::start(command.arg("--report-file").arg(&report));
-    let memtrace_pid = memtrace.pid();
-    let traced = read(memtrace.finish(), &report);
-    traced.finished.exited(0);
-    for &pid in pids {
-        let heap = heap(traced.process(pid.into()));
-        assert_eq!(
-            (heap.invalid_frees, heap.double_frees),
-            (Some(0), Some(0)),
-            "{pid}"
-        );
-    }
-    assert_eq!(uprobes_of(memtrace_pid), Vec::<String>::new());
-}
-
-/// A thousand times: each of four processes 250 times, by up to four memtraces at a moment.
-/// `MEMTRACE_TEST_ROUNDS=1000` for a thousand of each.
-#[test]
-fn busy_processes_survive_being_attached_to_a_thousand_times() {
-    let rounds = std::env::var("MEMTRACE_TEST_ROUNDS")
-        .map_or(250, |rounds| rounds.parse().expect("a number"));
-    let mut targets: Vec<Busy> = (0..BUSY).map(|_| Busy::start()).collect();
-    let pids: Vec<u32> = targets.iter().map(|busy| busy.process.pid()).collect();
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for busy in &mut targets {
-            scope.spawn(|| {
-                while next.fetch_add(1, Ordering::Relaxed) < rounds {
-                    attach_and_detach(&pids);
-                    busy.goes_on();
-                }
-            });
-        }
-    });
-    for busy in targets {
-        let finished = busy.process.finish();
-        assert_eq!(number(&finished.exited(0).object(), "wrong"), 0);
-    }
+    let finished = busy.finish();
+    finished.exited(0);
+    assert_eq!(number(&finished.object(), "wrong"), 0);
 }
