@@ -163,15 +163,18 @@ impl Heap {
         self.counts.failed += 1;
     }
 
-    /// The program gives a block back.
-    pub fn free(&mut self, address: u64) {
+    /// The program gives a block back, in a call entered at `entered_ns`. realloc(p, 0) is told when it returns:
+    /// the address may be another thread's by then.
+    pub fn free(&mut self, entered_ns: u64, address: u64) {
         if address == 0 {
             return;
         }
-        if let Some(block) = self.take(address) {
+        if let Some(block) = self.claim(entered_ns, address) {
             let counted = self.amount(block.size);
             self.counts.frees += counted.blocks;
-            self.freed.note(address);
+            if self.blocks.get(address).is_none() {
+                self.freed.note(address);
+            }
             return;
         }
         if self.sample.is_some() {
@@ -193,7 +196,7 @@ impl Heap {
             return self.allocate(address, block);
         }
         if block.size == 0 {
-            self.free(old_address);
+            self.free(entered_ns, old_address);
             if address != 0 {
                 self.allocate(address, block);
             }
@@ -204,7 +207,7 @@ impl Heap {
             let counted = self.count(block.size);
             self.counts.reallocations += counted.blocks;
         }
-        if !self.claim(entered_ns, old_address) && self.sample.is_none() {
+        if self.claim(entered_ns, old_address).is_none() && self.sample.is_none() {
             self.counts.unknown_reallocations += 1;
         }
         if old_address != address && self.blocks.get(old_address).is_none() {
@@ -213,20 +216,19 @@ impl Heap {
         self.place(address, block, Made::Reallocated);
     }
 
-    /// Gives the old block of a realloc back: one set aside since it began, or the live one if it is
-    /// no younger. A younger one belongs to another thread.
-    fn claim(&mut self, entered_ns: u64, address: u64) -> bool {
-        if self
-            .displaced
-            .get(&address)
-            .is_some_and(|(at, block)| *at >= entered_ns && block.time_ns <= entered_ns)
+    /// Gives back the block that a call was entered with: one set aside since it began, or the live one if it
+    /// is no younger. A younger one belongs to another thread.
+    fn claim(&mut self, entered_ns: u64, address: u64) -> Option<Block> {
+        if let Some(&(at, block)) = self.displaced.get(&address)
+            && at >= entered_ns
+            && block.time_ns <= entered_ns
         {
             self.displaced.remove(&address);
-            return true;
+            return Some(block);
         }
         match self.blocks.get(address) {
-            Some(block) if block.time_ns <= entered_ns => self.take(address).is_some(),
-            _ => false,
+            Some(block) if block.time_ns <= entered_ns => self.take(address),
+            _ => None,
         }
     }
 
@@ -311,8 +313,8 @@ mod tests {
         let mut heap = Heap::default();
         heap.allocate(16, block(1, 100));
         heap.allocate(32, block(2, 50));
-        heap.free(16);
-        heap.free(0);
+        heap.free(u64::MAX, 16);
+        heap.free(u64::MAX, 0);
         heap.allocate(16, block(3, 20));
         heap.fail();
         heap.reallocate(3, 32, 48, block(4, 60));
@@ -337,9 +339,9 @@ mod tests {
     fn wrong_frees_are_told_apart() {
         let mut heap = Heap::default();
         heap.allocate(16, block(1, 100));
-        heap.free(16);
-        heap.free(16);
-        heap.free(99);
+        heap.free(u64::MAX, 16);
+        heap.free(u64::MAX, 16);
+        heap.free(u64::MAX, 99);
         heap.reallocate(5, 16, 32, block(6, 8));
         let counts = heap.counts();
         assert_eq!((counts.repeated_frees, counts.unknown_frees), (1, 1));
@@ -356,8 +358,8 @@ mod tests {
         assert_eq!(live(&heap), [(16, 30), (64, 200)]);
         assert_eq!(heap.counts().implied_frees, 0);
         assert_eq!(heap.counts().unknown_reallocations, 0);
-        heap.free(16);
-        heap.free(64);
+        heap.free(u64::MAX, 16);
+        heap.free(u64::MAX, 64);
         assert_eq!(live(&heap), []);
         assert_eq!(heap.counts().unknown_frees, 0);
     }
@@ -367,7 +369,7 @@ mod tests {
         let mut heap = Heap::default();
         heap.allocate(16, block(1, 100));
         heap.allocate(16, block(12, 30));
-        heap.free(16);
+        heap.free(u64::MAX, 16);
         heap.reallocate(10, 16, 64, block(15, 200));
         assert_eq!(live(&heap), [(64, 200)]);
         assert_eq!(heap.counts().unknown_reallocations, 0);
@@ -380,6 +382,20 @@ mod tests {
         heap.reallocate(10, 16, 64, block(15, 200));
         assert_eq!(live(&heap), [(16, 30), (64, 200)]);
         assert_eq!(heap.counts().unknown_reallocations, 1);
+    }
+
+    #[test]
+    fn a_free_told_late_spares_the_next_owner_of_the_address() {
+        let mut heap = Heap::default();
+        heap.allocate(16, block(1, 100));
+        heap.allocate(16, block(12, 30));
+        heap.free(10, 16);
+        assert_eq!(live(&heap), [(16, 30)]);
+        heap.free(20, 16);
+        assert_eq!(live(&heap), []);
+        let counts = heap.counts();
+        assert_eq!((counts.frees, counts.repeated_frees), (2, 0));
+        assert_eq!(counts.implied_frees, 0);
     }
 
     #[test]
@@ -399,12 +415,12 @@ mod tests {
         let mut heap = Heap::default();
         heap.allocate(16, block(1, 100));
         heap.allocate(32, block(1, 50));
-        heap.free(32);
+        heap.free(u64::MAX, 32);
         let mut child = heap.fork();
         assert_eq!(child.counts().peak_live_bytes, 100);
         assert_eq!(child.counts().allocations, 0);
-        child.free(32);
-        child.free(16);
+        child.free(u64::MAX, 32);
+        child.free(u64::MAX, 16);
         assert_eq!(child.counts().repeated_frees, 1);
         assert_eq!(live(&child), []);
         assert_eq!(live(&heap), [(16, 100)]);
@@ -427,8 +443,8 @@ mod tests {
         let (size, two) = (726_817, 1_453_635);
         heap.allocate(16, block(1, size));
         heap.allocate(32, block(2, size));
-        heap.free(32);
-        heap.free(48);
+        heap.free(u64::MAX, 32);
+        heap.free(u64::MAX, 48);
         heap.reallocate(3, 16, 0, block(4, size));
         heap.reallocate(5, 64, 80, block(6, size));
         let counts = heap.counts();
@@ -452,8 +468,8 @@ mod tests {
         let mut heap = Heap::default();
         heap.allocate(16, block(1, u64::MAX));
         heap.allocate(32, block(1, u64::MAX));
-        heap.free(16);
-        heap.free(32);
+        heap.free(u64::MAX, 16);
+        heap.free(u64::MAX, 32);
         assert_eq!(heap.counts().live_bytes, 0);
     }
 }

@@ -336,7 +336,7 @@ impl Model {
                     .heap
                     .reallocate(*entered_ns, *old_address, *new_address, block);
             }
-            EventKind::Free { address } => space.heap.free(*address),
+            EventKind::Free { address } => space.heap.free(event.time_ns, *address),
             EventKind::AllocFailed { .. } => space.heap.fail(),
             EventKind::Symbol(symbol) => self.name_address(id, symbol),
             _ => apply_to_memory(process, space, event),

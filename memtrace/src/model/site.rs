@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn sites_are_summed_and_sorted() {
         let mut heap = heap(&[(16, 10, 5, 0), (32, 20, 3, 0), (48, 100, 9, 1)]);
-        heap.free(48);
+        heap.free(u64::MAX, 48);
         heap.reallocate(
             11,
             32,
@@ -292,9 +292,9 @@ mod tests {
     #[test]
     fn a_child_holds_what_it_inherited_and_its_peak_begins_there() {
         let mut parent = heap(&[(16, 100, 1, 0), (32, 50, 1, 1), (48, 7, 1, 2)]);
-        parent.free(48);
+        parent.free(u64::MAX, 48);
         let mut child = parent.fork();
-        child.free(16);
+        child.free(u64::MAX, 16);
         let uses = SiteUses::of(&child);
         let row = |one: &SiteUse| {
             (
@@ -324,7 +324,7 @@ mod tests {
         // The sites with most volume hold nothing at the end.
         for &(address, _, _, site) in &blocks[90..] {
             assert!(site >= 90);
-            heap.free(address);
+            heap.free(u64::MAX, address);
         }
         let mut uses = SiteUses::of(&heap);
         uses.keep(10);
