@@ -15,7 +15,7 @@ pub const INTERRUPTED: u64 = 1 << 62;
 /// The address in a frame.
 pub const ADDRESS: u64 = (1 << 57) - 1;
 
-/// Executable mappings of one process at most; those beyond have no rules.
+/// Room for the executable mappings of one process and an end mark; those beyond have no rules.
 pub const MAX_CODE_MAPPINGS: usize = 256;
 
 /// Rows that a search may span, as a power of two.
@@ -361,6 +361,15 @@ pub struct CodeMapping {
 }
 
 impl CodeMapping {
+    /// Behind all that are mapped.
+    pub const NONE: Self = Self {
+        start: u64::MAX,
+        length: 0,
+        offset: 0,
+        first_row: 0,
+        rows: 0,
+    };
+
     /// Whether an address lies within.
     #[inline(always)]
     pub const fn holds(&self, address: u64) -> bool {
@@ -376,9 +385,7 @@ pub struct CodeSpace {
     pub as_of: u64,
     /// No two tables have the same; part of the key of cached rules.
     pub generation: u64,
-    /// Mappings that follow.
-    pub count: u64,
-    /// By address, without overlap.
+    /// By address, without overlap, then [`CodeMapping::NONE`], at least once.
     pub mappings: [CodeMapping; MAX_CODE_MAPPINGS],
 }
 
@@ -396,4 +403,4 @@ pub const ADDITION: u64 = 1;
 pub const SCRATCH_PER_CPU: u32 = 4;
 
 const _: () = assert!(size_of::<CodeMapping>() == 24);
-const _: () = assert!(size_of::<CodeSpace>() == 24 + 24 * MAX_CODE_MAPPINGS);
+const _: () = assert!(size_of::<CodeSpace>() == 16 + 24 * MAX_CODE_MAPPINGS);

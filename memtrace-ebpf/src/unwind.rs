@@ -3,7 +3,7 @@
 //! For each frame one look-up in a cache of rules by address; where that misses, the mapping is searched for
 //! the address and the module's rows for the rule. The tables are the user side's.
 
-use core::ffi::c_void;
+use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -122,22 +122,30 @@ fn overlaps(pid: u32, start: u64, end: u64) -> bool {
     last.rows != 0 && last.start.wrapping_add(u64::from(last.length)) > start
 }
 
-/// Mappings that start at an address or below.
+/// Mappings that start at an address or below, at most all but one of those there is room for.
+///
+/// Without a branch: an index into a map's value is tracked by the verifier with all that it came from, so that each
+/// branch would double the paths that it walks.
 #[inline(never)]
 fn mappings_below(space: &CodeSpace, address: u64) -> u64 {
-    let (mut low, mut high) = (0u64, space.count);
-    for _ in 0..=MAX_CODE_MAPPINGS.ilog2() {
-        if low >= high {
-            break;
-        }
-        let middle = (low + high) / 2;
-        if space.mappings[middle as usize & (MAX_CODE_MAPPINGS - 1)].start <= address {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+    let mut below = 0;
+    let mut step = MAX_CODE_MAPPINGS / 2;
+    while step > 0 {
+        let start = space.mappings[(below + step - 1) & (MAX_CODE_MAPPINGS - 1)].start;
+        below += step & all_ones_where_at_most(start, address) as usize;
+        step /= 2;
     }
-    low
+    below as u64
+}
+
+/// `-1` where `a <= b` else 0, by the borrow of `b - a`.
+#[inline(always)]
+fn all_ones_where_at_most(a: u64, b: u64) -> u64 {
+    let borrow = (!b & a) | ((!b | a) & b.wrapping_sub(a));
+    let mut at_most = !borrow;
+    // SAFETY: no instruction; the compiler is not to make a comparison, and so a branch, of it.
+    unsafe { asm!("/* {0} */", inout(reg) at_most, options(pure, nomem, nostack)) };
+    (at_most as i64 >> 63) as u64
 }
 
 /// A walk that is under way. On the BPF stack; its frames are in scratch memory.

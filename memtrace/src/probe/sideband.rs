@@ -27,8 +27,12 @@ use super::{
 };
 use crate::event::{Event, EventKind, FileMapped};
 
-/// Data pages of each CPU's buffer.
-const PAGES: usize = 64;
+/// Data pages of a CPU's buffer, at least: 256 KiB, some 2,000 records.
+const FEWEST_PAGES: usize = 64;
+/// At most. An exec writes some 2 KiB of records, and a shell script may be hundreds ahead of the reader.
+const MOST_PAGES: usize = 1024;
+/// Shared by the CPUs, where that leaves each its least.
+const ALL_PAGES: usize = 8192;
 const PAGE: usize = 4096;
 
 /// The records of some threads, on all CPUs.
@@ -40,6 +44,8 @@ pub struct Sideband {
 /// One CPU's buffer, shared with the kernel.
 struct Buffer {
     cpu: u32,
+    /// Data pages, a power of two.
+    pages: usize,
     event: Option<OwnedFd>,
     map: Option<NonNull<u8>>,
 }
@@ -47,9 +53,10 @@ struct Buffer {
 impl Sideband {
     /// Buffers for every CPU that is online, none followed yet.
     pub fn new() -> Result<Self, Error> {
-        let buffers = area::online_cpus()?.into_iter().map(Buffer::of).collect();
+        let online = area::online_cpus()?;
+        let pages = pages(online.len());
         Ok(Self {
-            buffers,
+            buffers: online.iter().map(|&cpu| Buffer::of(cpu, pages)).collect(),
             events: Vec::new(),
         })
     }
@@ -86,9 +93,10 @@ impl Sideband {
             }
             stays
         });
+        let pages = pages(online.len());
         for &cpu in online {
             if !self.buffers.iter().any(|buffer| buffer.cpu == cpu) {
-                self.buffers.push(Buffer::of(cpu));
+                self.buffers.push(Buffer::of(cpu, pages));
             }
         }
         for buffer in self.buffers.iter_mut().filter(|one| one.event.is_none()) {
@@ -115,6 +123,12 @@ impl Sideband {
     }
 }
 
+/// Data pages of each of so many CPUs.
+fn pages(cpus: usize) -> usize {
+    let share = (ALL_PAGES / cpus.max(1)).clamp(FEWEST_PAGES, MOST_PAGES);
+    1 << share.ilog2()
+}
+
 fn attributes() -> perf_event_attr {
     let mut attr = perf::dummy();
     attr.set_mmap(1);
@@ -125,8 +139,6 @@ fn attributes() -> perf_event_attr {
     attr.sample_type = u64::from(PERF_SAMPLE_TID | PERF_SAMPLE_TIME);
     attr.set_use_clockid(1);
     attr.clockid = libc::CLOCK_MONOTONIC;
-    attr.set_watermark(1);
-    attr.__bindgen_anon_2.wakeup_watermark = (PAGES * PAGE / 2) as u32;
     attr
 }
 
@@ -139,9 +151,10 @@ fn open(tid: u32, cpu: u32, inherit: bool) -> io::Result<OwnedFd> {
 
 impl Buffer {
     /// One that no event writes into yet.
-    fn of(cpu: u32) -> Self {
+    fn of(cpu: u32, pages: usize) -> Self {
         Self {
             cpu,
+            pages,
             event: None,
             map: None,
         }
@@ -153,11 +166,11 @@ impl Buffer {
             set_output(event.as_fd(), first.as_fd())?;
             return Ok(Some(event));
         }
-        // SAFETY: a fresh shared mapping of the event's own buffer: one header page and PAGES data pages.
+        // SAFETY: a fresh shared mapping of the event's own buffer: one header page and the data pages.
         let address = unsafe {
             libc::mmap(
                 ptr::null_mut(),
-                (PAGES + 1) * PAGE,
+                (self.pages + 1) * PAGE,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 event.as_raw_fd(),
@@ -203,7 +216,7 @@ impl Buffer {
 
     /// Copies `length` bytes at a position, across the end of the buffer where need be.
     fn copy(&self, map: NonNull<u8>, position: u64, length: usize, to: &mut Vec<u8>) {
-        let bytes = PAGES * PAGE;
+        let bytes = self.pages * PAGE;
         let start = position as usize % bytes;
         let first = length.min(bytes - start);
         to.clear();
@@ -221,7 +234,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(map) = self.map {
             // SAFETY: the mapping made in `add`, with its length; nothing points into it any more.
-            unsafe { libc::munmap(map.as_ptr().cast(), (PAGES + 1) * PAGE) };
+            unsafe { libc::munmap(map.as_ptr().cast(), (self.pages + 1) * PAGE) };
         }
     }
 }
@@ -284,4 +297,17 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_powers_of_two_and_shrink_as_cpus_grow() {
+        assert_eq!(
+            [0, 1, 8, 9, 100, 128, 1000].map(pages),
+            [1024, 1024, 1024, 512, 64, 64, 64]
+        );
+    }
 }

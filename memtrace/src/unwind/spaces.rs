@@ -105,15 +105,14 @@ impl Spaces {
             .by_pid
             .get(&pid)
             .map_or(&[][..], |space| &space.mappings);
-        let mut mappings = [CodeMapping::default(); MAX_CODE_MAPPINGS];
-        for (place, one) in mappings.iter_mut().zip(known) {
+        let mut mappings = [CodeMapping::NONE; MAX_CODE_MAPPINGS];
+        let count = known.len().min(MAX_CODE_MAPPINGS - 1);
+        for (place, one) in mappings.iter_mut().zip(&known[..count]) {
             *place = one.code;
         }
-        let count = known.len().min(MAX_CODE_MAPPINGS);
         let space = CodeSpace {
             as_of,
             generation,
-            count: count as u64,
             mappings,
         };
         (space, (known.len() - count) as u64)
@@ -225,4 +224,46 @@ impl Spaces {
 
 fn executable(protection: u32) -> bool {
     protection & libc::PROT_EXEC as u32 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapped(start: u64) -> Event {
+        let map = FileMapped {
+            start,
+            length: 0x1000,
+            offset: 0,
+            protection: libc::PROT_EXEC as u32,
+            flags: 2,
+            path: "/a".into(),
+            build_id: Box::default(),
+        };
+        Event {
+            time_ns: 1,
+            pid: 1,
+            tid: 1,
+            kind: EventKind::FileMapped(Box::new(map)),
+        }
+    }
+
+    #[test]
+    fn a_table_ends_with_a_mark_and_what_has_no_room_is_counted() {
+        let room = MAX_CODE_MAPPINGS as u64 - 1;
+        for count in [0, 1, room, room + 3] {
+            let mut spaces = Spaces::default();
+            for index in (0..count).rev() {
+                spaces.note(&mapped((index + 1) * 0x10_000));
+            }
+            let (space, beyond) = spaces.table(1, 0, 1);
+            let starts = space.mappings.map(|mapping| mapping.start);
+            assert!(starts.is_sorted(), "{count}");
+            let known = starts.iter().filter(|&&start| start != u64::MAX).count() as u64;
+            assert_eq!(
+                (known, beyond),
+                (count.min(room), count.saturating_sub(room))
+            );
+        }
+    }
 }

@@ -50,6 +50,7 @@ pub struct Tables {
     by_identity: HashMap<Identity, Span>,
     /// By path and build ID, where a file was mapped that has one: it need not be opened again.
     by_name: HashMap<(Box<str>, Box<[u8]>), Span>,
+    vdso: Option<Span>,
     /// Files whose rules found no room.
     full: u64,
 }
@@ -62,6 +63,7 @@ impl Tables {
             used: 0,
             by_identity: HashMap::new(),
             by_name: HashMap::new(),
+            vdso: None,
             full: 0,
         }
     }
@@ -149,16 +151,21 @@ impl Tables {
         Ok(span)
     }
 
+    /// The one image that the kernel maps into every process. Its mappings tell no build ID.
     fn of_vdso(&mut self) -> Span {
+        if let Some(span) = self.vdso {
+            return span;
+        }
         let rows = vdso::image().map(|image| compile(&*image));
-        match rows.map(|rows| self.add(&rows?)) {
+        let span = match rows.map(|rows| self.add(&rows?)) {
             Some(Ok(span)) => span,
             Some(Err(error)) => {
                 log::debug!("unwind rules of the vDSO: {error}");
                 Span::default()
             }
             None => Span::default(),
-        }
+        };
+        *self.vdso.insert(span)
     }
 
     fn add(&mut self, rows: &[u64]) -> Result<Span, TableError> {
@@ -188,4 +195,49 @@ fn is_build(file: &File, build_id: &[u8]) -> bool {
     let cache = ReadCache::new(file);
     let found = object::File::parse(&cache);
     found.is_ok_and(|found| found.build_id().ok().flatten() == Some(build_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct InMemory(Vec<u64>);
+
+    impl RowStore for InMemory {
+        fn capacity(&self) -> u32 {
+            1 << 20
+        }
+
+        fn write(&mut self, first: u32, rows: &[u64]) {
+            self.0.resize(first as usize + rows.len(), 0);
+            self.0[first as usize..].copy_from_slice(rows);
+        }
+
+        fn row(&self, index: u32) -> Option<u64> {
+            self.0.get(index as usize).copied()
+        }
+    }
+
+    fn mapping(path: &str) -> Mapping {
+        Mapping {
+            start: 0x1000,
+            end: 0x3000,
+            offset: 0,
+            path: path.into(),
+            build_id: Box::default(),
+        }
+    }
+
+    #[test]
+    fn what_every_process_maps_takes_rows_once() {
+        let pid = std::process::id();
+        for path in ["[vdso]", "/lib/x86_64-linux-gnu/libc.so.6"] {
+            let mut tables = Tables::new(Box::new(InMemory(Vec::new())));
+            let first = tables.of_mapping(pid, &mapping(path));
+            let bytes = tables.bytes();
+            assert!(first.rows > 0, "{path}");
+            assert_eq!(tables.of_mapping(pid, &mapping(path)), first, "{path}");
+            assert_eq!(tables.bytes(), bytes, "{path}");
+        }
+    }
 }
