@@ -60,7 +60,7 @@ pub fn intern(caller: Registers) -> u64 {
     };
     // SAFETY: the record is this program's until it gives the scratch back.
     let record = unsafe { &raw mut (*scratch).stack };
-    let walk = unwind::walk(caller, space, target.code_changes, record);
+    let walk = unwind::walk(caller, pid, space, target.code_changes, record);
     let id = if walk.end == End::NotKnown as u64 {
         None
     } else {

@@ -141,17 +141,17 @@ fn mappings_below(space: &CodeSpace, address: u64) -> u64 {
 /// `-1` where `a <= b` else 0, by the borrow of `b - a`.
 #[inline(always)]
 fn all_ones_where_at_most(a: u64, b: u64) -> u64 {
-    let borrow = (!b & a) | ((!b | a) & b.wrapping_sub(a));
-    let mut at_most = !borrow;
-    // SAFETY: no instruction; the compiler is not to make a comparison, and so a branch, of it.
-    unsafe { asm!("/* {0} */", inout(reg) at_most, options(pure, nomem, nostack)) };
-    (at_most as i64 >> 63) as u64
+    let mut borrow = (!b & a) | ((!b | a) & b.wrapping_sub(a));
+    // SAFETY: arithmetic on a register, which the compiler is not to make a comparison, and so a branch, of.
+    unsafe { asm!("{0} s>>= 63", inout(reg) borrow, options(pure, nomem, nostack)) };
+    !borrow
 }
 
 /// A walk that is under way. On the BPF stack; its frames are in scratch memory.
 #[repr(C)]
 pub struct Walk {
     registers: Registers,
+    pid: u32,
     space: &'static CodeSpace,
     frames: *mut Stack,
     code_changes: u64,
@@ -169,12 +169,14 @@ pub struct Walk {
 #[inline(always)]
 pub fn walk(
     registers: Registers,
+    pid: u32,
     space: &'static CodeSpace,
     code_changes: u64,
     frames: *mut Stack,
 ) -> Walk {
     let mut walk = Walk {
         registers,
+        pid,
         space,
         frames,
         code_changes,
@@ -206,11 +208,13 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     } else {
         ip
     };
-    let Some(rule) = rule(walk.space, pc) else {
-        let known = walk.space.as_of == walk.code_changes;
+    let rule = rule(walk.pid, walk.space.generation, pc);
+    if rule > u64::from(u32::MAX) {
+        let known = rule == NOT_MAPPED && walk.space.as_of == walk.code_changes;
         walk.end = if known { End::NoMapping } else { End::NotKnown } as u64;
         return 1;
-    };
+    }
+    let rule = Rule(rule as u32);
     let frame = ip | walk.bits;
     // SAFETY: the index is below MAX_FRAMES.
     unsafe { (*walk.frames).frames[walk.count as usize & (MAX_FRAMES - 1)] = frame };
@@ -228,23 +232,24 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     0
 }
 
-/// The rule for an address; `None` in no mapping.
+/// The [`Rule`] for an address, or what [`unwind_look_up`] returns else.
 #[inline(always)]
-fn rule(space: &CodeSpace, pc: u64) -> Option<Rule> {
-    let key = key(space.generation, pc);
-    let line = RULE_CACHE.get_ptr_mut(key as u32 & (CACHE_LINES - 1))?;
+fn rule(pid: u32, generation: u64, pc: u64) -> u64 {
+    let key = key(generation, pc);
+    let Some(line) = RULE_CACHE.get_ptr_mut(key as u32 & (CACHE_LINES - 1)) else {
+        return OUTDATED;
+    };
     // SAFETY: an element of an array map; one word, so it is never seen half written.
     let cached = unsafe { line.read_volatile() };
     if cached >> 32 == key >> 16 && cached != 0 {
-        return Some(Rule(cached as u32));
+        return u64::from(cached as u32);
     }
-    let rule = look_up(space, pc);
-    if rule == NOT_MAPPED {
-        return None;
+    let rule = unwind_look_up(pid, generation, pc);
+    if rule <= u64::from(u32::MAX) {
+        // SAFETY: as above.
+        unsafe { line.write_volatile((key >> 16) << 32 | rule) };
     }
-    // SAFETY: as above.
-    unsafe { line.write_volatile((key >> 16) << 32 | rule) };
-    Some(Rule(rule as u32))
+    rule
 }
 
 /// 48 bits, of which the lower 16 are the line and the rest is kept in it. One to one for the addresses of a
@@ -259,9 +264,23 @@ fn key(generation: u64, pc: u64) -> u64 {
 
 const NOT_MAPPED: u64 = u64::MAX;
 
-/// Searches the tables: a [`Rule`], or [`NOT_MAPPED`].
+/// The mappings have been replaced since the walk began.
+const OUTDATED: u64 = u64::MAX - 1;
+
+/// Searches the tables: a [`Rule`], [`NOT_MAPPED`] or [`OUTDATED`].
+///
+/// A global function takes numbers alone, and the verifier walks its loops once, not once for each path that leads
+/// to it (Documentation/bpf/verifier.rst; since 5.6).
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn look_up(space: &CodeSpace, pc: u64) -> u64 {
+pub extern "C" fn unwind_look_up(pid: u32, generation: u64, pc: u64) -> u64 {
+    // SAFETY: as in `space`.
+    let Some(space) = (unsafe { CODE_SPACES.get(&pid) }) else {
+        return OUTDATED;
+    };
+    if space.generation != generation {
+        return OUTDATED;
+    }
     let below = mappings_below(space, pc);
     if below == 0 {
         return NOT_MAPPED;
