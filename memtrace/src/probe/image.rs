@@ -243,11 +243,6 @@ impl<'data> Image<'data> {
             .copied()
     }
 
-    /// The GNU build ID.
-    pub fn build_id(&self) -> Option<Vec<u8>> {
-        self.elf.build_id().ok().flatten().map(<[u8]>::to_vec)
-    }
-
     /// Whether another file is to provide a function of this name.
     pub fn imports(&self, name: &str) -> bool {
         let imported = |symbol: &ElfSymbol64<'_, '_, Endianness>| {

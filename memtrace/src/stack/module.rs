@@ -170,12 +170,16 @@ pub(crate) fn places(pid: Option<u32>, mapping: &Mapping) -> Vec<PathBuf> {
     places.into_iter().map(PathBuf::from).collect()
 }
 
-/// The build ID that the file says, in hexadecimal.
-pub(super) fn read_build_id(file: &File) -> Option<Box<str>> {
-    // Reads the headers and the note only, not the whole file.
-    let cache = ReadCache::new(file.try_clone().ok()?);
+/// The build ID that an ELF file of either class says. Only the headers and the note are read.
+pub(crate) fn build_id(file: &File) -> Option<Box<[u8]>> {
+    let cache = ReadCache::new(file);
     let parsed = object::File::parse(&cache).ok()?;
-    hexadecimal(parsed.build_id().ok()??)
+    Some(parsed.build_id().ok()??.into())
+}
+
+/// [`build_id`] in hexadecimal.
+pub(super) fn read_build_id(file: &File) -> Option<Box<str>> {
+    hexadecimal(&build_id(file)?)
 }
 
 /// Lower-case hexadecimal; `None` for nothing.

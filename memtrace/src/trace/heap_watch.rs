@@ -2,26 +2,27 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     path::{Path, PathBuf},
 };
 
 use crate::{
     event::{Event, EventKind, Pid},
     probe::{
-        Error, contents,
+        Error,
         heap::{FileId, HeapProbes, Verdict},
-        image::Image,
         object::Object,
         points::Status,
     },
     seed::now_ns,
+    stack::module::build_id,
 };
 
 /// What [`HeapProbes`] says of a mapping, as an event for the process.
 pub struct HeapWatch {
     probes: Option<HeapProbes>,
     why_off: &'static str,
-    build_ids: HashMap<FileId, Vec<u8>>,
+    build_ids: HashMap<FileId, Box<[u8]>>,
     /// Failures to place probes, for the person who waits.
     pub failures: Vec<String>,
 }
@@ -113,16 +114,15 @@ impl HeapWatch {
     }
 
     /// Whether the file of that name here is the one that was mapped, as far as build IDs tell.
-    fn is_same_build(&mut self, path: &Path, build_id: &[u8]) -> bool {
+    fn is_same_build(&mut self, path: &Path, of_mapped: &[u8]) -> bool {
         let Ok(id) = FileId::of(path) else {
             return false;
         };
         let ours = self.build_ids.entry(id).or_insert_with(|| {
-            let data = contents::without_code(path).unwrap_or_default();
-            let image = Image::parse(&data).ok();
-            image.and_then(|image| image.build_id()).unwrap_or_default()
+            let file = File::open(path).ok();
+            file.and_then(|file| build_id(&file)).unwrap_or_default()
         });
-        build_id.is_empty() || ours == build_id
+        of_mapped.is_empty() || **ours == *of_mapped
     }
 
     /// A file that a running process has mapped since before tracing began.

@@ -2,10 +2,14 @@
 
 use std::{collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, path::Path};
 
-use object::{Object as _, ReadCache};
+use object::ReadCache;
 
 use super::compile::{CompileError, compile};
-use crate::stack::{module::places, symbolize::Mapping, vdso};
+use crate::stack::{
+    module::{build_id, places},
+    symbolize::Mapping,
+    vdso,
+};
 
 /// Where rows are kept for the kernel side.
 pub trait RowStore {
@@ -185,16 +189,8 @@ impl Tables {
 }
 
 /// Whether a file is the one that was mapped, as far as build IDs tell.
-fn is_build(file: &File, build_id: &[u8]) -> bool {
-    if build_id.is_empty() {
-        return true;
-    }
-    let Ok(file) = file.try_clone() else {
-        return false;
-    };
-    let cache = ReadCache::new(file);
-    let found = object::File::parse(&cache);
-    found.is_ok_and(|found| found.build_id().ok().flatten() == Some(build_id))
+fn is_build(file: &File, of_mapped: &[u8]) -> bool {
+    of_mapped.is_empty() || build_id(file).as_deref() == Some(of_mapped)
 }
 
 #[cfg(test)]
