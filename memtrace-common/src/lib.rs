@@ -6,6 +6,7 @@
 //! asserted at compile time. Times are nanoseconds of `CLOCK_MONOTONIC` (`bpf_ktime_get_ns`).
 #![no_std]
 
+pub mod code_file;
 pub mod counter;
 pub mod heap;
 pub mod histogram;
@@ -17,7 +18,7 @@ pub mod unwind;
 /// aya lets only plain data into maps; these are: `repr(C)`, integers throughout, no padding.
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{heap, histogram, target, unwind};
+    use crate::{code_file, heap, histogram, target, unwind};
 
     // SAFETY: repr(C), integer fields, no padding, every bit pattern valid.
     unsafe impl aya::Pod for target::Target {}
@@ -33,4 +34,8 @@ mod pod {
     unsafe impl aya::Pod for heap::Point {}
     // SAFETY: as above.
     unsafe impl aya::Pod for unwind::CodeSpace {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for code_file::FileKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for code_file::FileRules {}
 }

@@ -92,6 +92,32 @@ pub struct KernelOffsets {
     pub mm_start_brk: u32,
     /// `mm_struct.start_stack`
     pub mm_start_stack: u32,
+    /// `mm_struct.uprobes_state.xol_area`
+    pub mm_xol_area: u32,
+    /// `xol_area.vaddr`
+    pub xol_area_address: u32,
+    /// `vm_area_struct.vm_start`
+    pub vma_start: u32,
+    /// `vm_area_struct.vm_flags`
+    pub vma_flags: u32,
+    /// `vm_area_struct.vm_pgoff`
+    pub vma_page_offset: u32,
+    /// `vm_area_struct.vm_file`
+    pub vma_file: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `inode.i_ino`
+    pub inode_number: u32,
+    /// `inode.i_sb`
+    pub inode_super_block: u32,
+    /// `inode.i_size`
+    pub inode_size: u32,
+    /// `super_block.s_dev`
+    pub super_block_device: u32,
+    /// `inode.i_mtime_sec`, or `i_mtime.tv_sec` before 6.11.
+    pub inode_modified_s: u32,
+    /// `inode.i_mtime_nsec`, or `i_mtime.tv_nsec` before 6.11.
+    pub inode_modified_ns: u32,
 }
 
 impl KernelOffsets {
@@ -116,6 +142,19 @@ impl KernelOffsets {
         mm_brk: UNKNOWN,
         mm_start_brk: UNKNOWN,
         mm_start_stack: UNKNOWN,
+        mm_xol_area: UNKNOWN,
+        xol_area_address: UNKNOWN,
+        vma_start: UNKNOWN,
+        vma_flags: UNKNOWN,
+        vma_page_offset: UNKNOWN,
+        vma_file: UNKNOWN,
+        file_inode: UNKNOWN,
+        inode_number: UNKNOWN,
+        inode_super_block: UNKNOWN,
+        inode_size: UNKNOWN,
+        super_block_device: UNKNOWN,
+        inode_modified_s: UNKNOWN,
+        inode_modified_ns: UNKNOWN,
     };
 }
 

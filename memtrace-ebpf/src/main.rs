@@ -5,7 +5,7 @@
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
 //! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `sample`, `stack`,
-//! `unwind`; and `floor`, for measuring.
+//! `unwind`, `mapped`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -22,6 +22,7 @@ mod emit;
 mod fault;
 mod floor;
 mod heap;
+mod mapped;
 mod process;
 mod residency;
 mod sample;

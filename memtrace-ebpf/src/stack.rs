@@ -51,16 +51,13 @@ pub fn intern(caller: Registers) -> u64 {
     let Some((pid, target)) = target::current() else {
         return 0;
     };
-    let Some(space) = unwind::space(pid, target.code_changes) else {
-        return copy(caller);
-    };
     let Some(scratch) = take_scratch() else {
         count(Counter::UnwindScratchBusy);
         return single(caller);
     };
     // SAFETY: the record is this program's until it gives the scratch back.
     let record = unsafe { &raw mut (*scratch).stack };
-    let walk = unwind::walk(caller, pid, space, target.code_changes, record);
+    let walk = unwind::walk(caller, pid, &target, record);
     let id = if walk.end == End::NotKnown as u64 {
         None
     } else {

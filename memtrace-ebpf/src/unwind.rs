@@ -1,7 +1,8 @@
 //! Walks a stack by the unwind rules of the modules it leads through.
 //!
 //! For each frame one look-up in a cache of rules by address; where that misses, the mapping is searched for
-//! the address and the module's rows for the rule. The tables are the user side's.
+//! the address and the module's rows for the rule. The tables are the user side's. Where they are behind, the
+//! kernel is asked for the mapping ([`mapped`]).
 
 use core::{arch::asm, ffi::c_void};
 
@@ -14,6 +15,7 @@ use aya_ebpf::{
 use memtrace_common::{
     counter::Counter,
     record::{Call, Stack},
+    target::Target,
     unwind::{
         ADDITION, BY_FRAME_POINTER, CodeSpace, End, INTERRUPTED, MAX_CODE_MAPPINGS, MAX_FRAMES,
         Memory, REMOVAL, REMOVALS, Registers, Rule, StackHash, Step, search, step,
@@ -22,6 +24,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{add, count},
+    mapped::{NOT_KNOWN, NOT_MAPPED, mapped_look_up},
     target::TARGETS,
 };
 
@@ -39,9 +42,9 @@ static RULE_CACHE: Array<u64> = Array::with_max_entries(CACHE_LINES, 0);
 
 const CACHE_LINES: u32 = 1 << 16;
 
-/// The mappings of a process, and whether they may be relied on.
+/// The mappings of a process, if they may be relied on.
 #[inline(always)]
-pub fn space(pid: u32, code_changes: u64) -> Option<&'static CodeSpace> {
+fn space(pid: u32, code_changes: u64) -> Option<&'static CodeSpace> {
     // SAFETY: an entry is replaced as a whole and freed after a grace period, which outlasts the program.
     let space = unsafe { CODE_SPACES.get(&pid) }?;
     ((space.as_of ^ code_changes) & REMOVALS == 0).then_some(space)
@@ -152,9 +155,14 @@ fn all_ones_where_at_most(a: u64, b: u64) -> u64 {
 pub struct Walk {
     registers: Registers,
     pid: u32,
-    space: &'static CodeSpace,
+    /// There are no mappings beside those of the table.
+    settled: bool,
+    /// Of the table of mappings; 0 where it may not be relied on.
+    generation: u64,
+    /// The same for rules that are not by the table: they hold until code is added, which alone brings another rule
+    /// to an address.
+    unsettled: u64,
     frames: *mut Stack,
-    code_changes: u64,
     /// Bits of the next frame.
     bits: u64,
     /// Of the frames so far.
@@ -167,19 +175,16 @@ pub struct Walk {
 
 /// Walks from the caller whose registers these are, into a record.
 #[inline(always)]
-pub fn walk(
-    registers: Registers,
-    pid: u32,
-    space: &'static CodeSpace,
-    code_changes: u64,
-    frames: *mut Stack,
-) -> Walk {
+pub fn walk(registers: Registers, pid: u32, target: &Target, frames: *mut Stack) -> Walk {
+    let code_changes = target.code_changes;
+    let space = space(pid, code_changes);
     let mut walk = Walk {
         registers,
         pid,
-        space,
+        settled: space.is_some_and(|space| space.as_of == code_changes),
+        generation: space.map_or(0, |space| space.generation),
+        unsettled: target.start_ns ^ code_changes.rotate_left(48),
         frames,
-        code_changes,
         bits: 0,
         hash: StackHash::EMPTY,
         count: 0,
@@ -208,9 +213,9 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     } else {
         ip
     };
-    let rule = rule(walk.pid, walk.space.generation, pc);
+    let rule = rule(walk, pc);
     if rule > u64::from(u32::MAX) {
-        let known = rule == NOT_MAPPED && walk.space.as_of == walk.code_changes;
+        let known = rule == NOT_MAPPED || walk.settled;
         walk.end = if known { End::NoMapping } else { End::NotKnown } as u64;
         return 1;
     }
@@ -232,19 +237,33 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     0
 }
 
-/// The [`Rule`] for an address, or what [`unwind_look_up`] returns else.
+/// The [`Rule`] for an address, [`NOT_MAPPED`] or [`NOT_KNOWN`].
 #[inline(always)]
-fn rule(pid: u32, generation: u64, pc: u64) -> u64 {
+fn rule(walk: &Walk, pc: u64) -> u64 {
+    if walk.generation != 0 {
+        let rule = cached(walk.generation, pc, || {
+            unwind_look_up(walk.pid, walk.generation, pc)
+        });
+        if rule <= u64::from(u32::MAX) {
+            return rule;
+        }
+    }
+    cached(walk.unsettled, pc, || mapped_look_up(pc))
+}
+
+/// A rule from the cache, else what `find` says, which is cached if it is one.
+#[inline(always)]
+fn cached(generation: u64, pc: u64, find: impl FnOnce() -> u64) -> u64 {
     let key = key(generation, pc);
     let Some(line) = RULE_CACHE.get_ptr_mut(key as u32 & (CACHE_LINES - 1)) else {
-        return OUTDATED;
+        return NOT_KNOWN;
     };
     // SAFETY: an element of an array map; one word, so it is never seen half written.
     let cached = unsafe { line.read_volatile() };
     if cached >> 32 == key >> 16 && cached != 0 {
         return u64::from(cached as u32);
     }
-    let rule = unwind_look_up(pid, generation, pc);
+    let rule = find();
     if rule <= u64::from(u32::MAX) {
         // SAFETY: as above.
         unsafe { line.write_volatile((key >> 16) << 32 | rule) };
@@ -262,12 +281,8 @@ fn key(generation: u64, pc: u64) -> u64 {
     mixed ^ mixed >> 24
 }
 
-const NOT_MAPPED: u64 = u64::MAX;
-
-/// The mappings have been replaced since the walk began.
-const OUTDATED: u64 = u64::MAX - 1;
-
-/// Searches the tables: a [`Rule`], [`NOT_MAPPED`] or [`OUTDATED`].
+/// Searches the table of mappings: a [`Rule`] or [`NOT_MAPPED`], also where the table has been replaced since the
+/// walk began.
 ///
 /// A global function takes numbers alone, and the verifier walks its loops once, not once for each path that leads
 /// to it (Documentation/bpf/verifier.rst; since 5.6).
@@ -276,10 +291,10 @@ const OUTDATED: u64 = u64::MAX - 1;
 pub extern "C" fn unwind_look_up(pid: u32, generation: u64, pc: u64) -> u64 {
     // SAFETY: as in `space`.
     let Some(space) = (unsafe { CODE_SPACES.get(&pid) }) else {
-        return OUTDATED;
+        return NOT_MAPPED;
     };
     if space.generation != generation {
-        return OUTDATED;
+        return NOT_MAPPED;
     }
     let below = mappings_below(space, pc);
     if below == 0 {
@@ -290,9 +305,14 @@ pub extern "C" fn unwind_look_up(pid: u32, generation: u64, pc: u64) -> u64 {
         return NOT_MAPPED;
     }
     let offset = (pc - mapping.start) as u32 + mapping.offset;
-    let rule = search(mapping.first_row, mapping.rows, offset, |row| {
-        UNWIND_ROWS.get(row).copied()
-    });
+    unwind_search(mapping.first_row, mapping.rows, offset)
+}
+
+/// The [`Rule`] for an offset in a file, by the file's rows. Global, as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn unwind_search(first_row: u32, rows: u32, offset: u32) -> u64 {
+    let rule = search(first_row, rows, offset, |row| UNWIND_ROWS.get(row).copied());
     u64::from(rule.0)
 }
 

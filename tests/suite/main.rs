@@ -25,6 +25,7 @@ mod processes;
 mod programs;
 mod recording;
 mod sampling;
+mod stack_oracles;
 mod stacks;
 mod targets;
 mod truncation;

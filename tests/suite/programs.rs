@@ -204,14 +204,14 @@ fn assert_tree(traced: &Traced) {
 }
 
 /// A redis server on a socket of its own.
-struct Redis {
+pub struct Redis {
     server: Running,
     socket: String,
     _scratch: Scratch,
 }
 
 impl Redis {
-    fn start() -> Redis {
+    pub fn start() -> Redis {
         let scratch = Scratch::new();
         let socket = scratch
             .path("socket")
@@ -238,6 +238,18 @@ impl Redis {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    /// Sets so many keys of a million.
+    pub fn load(&self, sets: u32) {
+        let mut load = Command::new(tool("redis-benchmark", "redis-tools"));
+        load.args(["-s", &self.socket, "-t", "set", "-n", &sets.to_string()]);
+        load.args(["-r", "1000000", "-d", "200", "-q"]);
+        run(&mut load).exited(0);
+    }
+
     fn ask(&self, question: &[&str]) -> String {
         let mut command = Command::new(tool("redis-cli", "redis-tools"));
         run(command.args(["-s", &self.socket]).args(question))
@@ -261,21 +273,7 @@ fn redis_under_load_is_traced_by_attach_and_goes_on() {
     let redis = Redis::start();
     let trace = Attached::to(redis.server.pid());
     let before = redis.number("memory", "used_memory");
-    let mut load = Command::new(tool("redis-benchmark", "redis-tools"));
-    load.args([
-        "-s",
-        &redis.socket,
-        "-t",
-        "set",
-        "-n",
-        "20000",
-        "-r",
-        "1000000",
-        "-d",
-        "200",
-        "-q",
-    ]);
-    run(&mut load).exited(0);
+    redis.load(20_000);
     let keys: u64 = redis
         .ask(&["dbsize"])
         .trim()

@@ -6,17 +6,9 @@ use std::{collections::HashMap, process::Command};
 
 use memtrace::report::document::Leak;
 use memtrace_tests::binary::Attached;
-use memtrace_tests::workload::{build, tool};
+use memtrace_tests::stacks::{Stacks, addresses, cut};
+use memtrace_tests::workload::build;
 use memtrace_tests::{Running, Traced, trace};
-
-/// Blocks by stack.
-type Stacks = HashMap<Vec<u64>, Blocks>;
-
-#[derive(Debug, Default, PartialEq)]
-struct Blocks {
-    bytes: u64,
-    blocks: u64,
-}
 
 fn workload(flags: &[&str]) -> std::path::PathBuf {
     build("stacks.cpp", "g++", flags, "g++")
@@ -33,45 +25,23 @@ fn printed(output: &str) -> Stacks {
         let size: u64 = words.next().expect("a size").parse().expect("a number");
         let address = |word: &str| u64::from_str_radix(&word[2..], 16).expect("an address");
         let blocks = stacks.entry(words.map(address).collect()).or_default();
-        blocks.bytes += size;
-        blocks.blocks += 1;
+        blocks.add(1, size);
     }
     stacks
 }
 
 /// Return addresses of a leak behind its first.
 fn callers(leak: &Leak) -> Vec<u64> {
-    let real = leak.stack.iter().filter(|frame| !frame.inlined);
-    real.skip(1).map(|frame| frame.address).collect()
+    addresses(&leak.stack).split_off(1)
 }
 
 fn reported(traced: &Traced) -> Stacks {
     let mut stacks = Stacks::new();
     for leak in &traced.first().leaks {
         let blocks = stacks.entry(callers(leak)).or_default();
-        blocks.bytes += leak.bytes;
-        blocks.blocks += leak.blocks;
+        blocks.add(leak.blocks, leak.bytes);
     }
     stacks
-}
-
-/// Allocations whose stacks ended early, by reason.
-fn cut(traced: &Traced) -> HashMap<String, u64> {
-    let reasons = traced.document.coverage.lost_by_reason.iter();
-    let ends = [
-        "stack_truncated",
-        "unwind_no_rules",
-        "unwind_unreadable",
-        "unwind_unsupported_rule",
-        "unwind_no_mapping",
-        "unwind_stack_pointer",
-        "unwind_not_copied",
-        "unwind_scratch_busy",
-    ];
-    reasons
-        .filter(|(reason, _)| ends.contains(&reason.as_str()))
-        .map(|(reason, count)| (reason.clone(), *count))
-        .collect()
 }
 
 #[track_caller]
@@ -86,17 +56,6 @@ fn assert_same(output: &str, traced: &Traced, blocks: u64) {
             "{stack:x?} is not among {reported:x?}"
         );
     }
-}
-
-#[track_caller]
-fn assert_reach_the_start(traced: &Traced) {
-    traced.nothing_lost();
-    let (cut, allocations) = (cut(traced), traced.heap().allocations);
-    let early: u64 = cut.values().sum();
-    assert!(
-        allocations > 1000 && early * 200 <= allocations,
-        "{early} of {allocations}: {cut:?}"
-    );
 }
 
 #[test]
@@ -141,26 +100,4 @@ fn a_stack_deeper_than_the_walk_is_cut_and_counted() {
     let deep = leaks.iter().map(callers).find(|stack| stack.len() > 100);
     assert_eq!(deep.as_deref(), expected.get(..127));
     assert!(cut(&traced)["stack_truncated"] >= 1, "{:?}", cut(&traced));
-}
-
-#[test]
-fn stacks_of_stock_programs_reach_the_start() {
-    let python = "import json; x = [json.dumps({'a': i}) for i in range(5000)]";
-    let sqlite = "create table t(a); with recursive n(i) as (select 1 union all select i + 1 from n \
-                  where i < 5000) insert into t select printf('%d', i) from n; select count(*) from t;";
-    let python3 = std::path::Path::new("/usr/bin/python3");
-    let traced = trace(&[
-        "env",
-        "PYTHONMALLOC=malloc",
-        "/usr/bin/python3",
-        "-c",
-        python,
-    ]);
-    assert!(python3.exists(), "install the package python3");
-    traced.finished.exited(0);
-    assert_reach_the_start(&traced);
-    let sqlite3 = tool("sqlite3", "sqlite3");
-    let traced = trace(&[sqlite3.as_os_str(), ":memory:".as_ref(), sqlite.as_ref()]);
-    traced.finished.exited(0);
-    assert_reach_the_start(&traced);
 }

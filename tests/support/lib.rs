@@ -14,8 +14,11 @@ pub mod binary;
 pub mod child;
 pub mod daemon;
 pub mod expect;
+pub mod gdb;
+pub mod heaptrack_sites;
 pub mod oracle;
 pub mod scratch;
+pub mod stacks;
 pub mod steps;
 pub mod workload;
 

@@ -1,6 +1,7 @@
 //! What others measure: heaptrack, the kernel, tracefs.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::child::{Finished, run};
@@ -28,8 +29,12 @@ pub fn heaptrack<S: AsRef<OsStr>>(command: &[S], environment: &[(&str, &str)]) -
     measured
 }
 
-fn measure<S: AsRef<OsStr>>(command: &[S], environment: &[(&str, &str)]) -> Heaptrack {
-    let scratch = Scratch::new();
+/// Runs `command` under heaptrack; the recording lies in `scratch`.
+pub fn record<S: AsRef<OsStr>>(
+    command: &[S],
+    environment: &[(&str, &str)],
+    scratch: &Scratch,
+) -> PathBuf {
     let output = scratch.path("heaptrack");
     let mut record = Command::new(tool("heaptrack", "heaptrack"));
     record
@@ -39,10 +44,13 @@ fn measure<S: AsRef<OsStr>>(command: &[S], environment: &[(&str, &str)]) -> Heap
         .envs(environment.iter().copied());
     run(&mut record).exited(0);
     let recording = ["zst", "gz"].map(|extension| output.with_extension(extension));
-    let recording = recording
-        .iter()
-        .find(|path| path.exists())
-        .expect("heaptrack leaves a recording");
+    let recording = recording.into_iter().find(|path| path.exists());
+    recording.expect("heaptrack leaves a recording")
+}
+
+fn measure<S: AsRef<OsStr>>(command: &[S], environment: &[(&str, &str)]) -> Heaptrack {
+    let scratch = Scratch::new();
+    let recording = record(command, environment, &scratch);
     let print = run(Command::new(tool("heaptrack_print", "heaptrack")).arg(recording));
     let text = print.exited(0).output();
     let field = |name: &str| {

@@ -4,6 +4,7 @@
  *   paths    1,000 blocks from 500 random paths through functions of all shapes, in two threads
  *   signal   waits for a byte on stdin; then one block in a signal handler on an alternate stack
  *   deep     one block 200 calls deep
+ *   silent   the same blocks as paths, and nothing is printed: for a debugger to see the stacks
  */
 #include <alloca.h>
 #include <execinfo.h>
@@ -24,6 +25,7 @@ void *volatile kept;
 volatile int sink;
 thread_local uint32_t seed;
 thread_local size_t size;
+bool silent;
 
 uint32_t next()
 {
@@ -34,6 +36,10 @@ uint32_t next()
 
 __attribute__((noinline)) void allocate()
 {
+    if (silent) {
+        kept = malloc(size++);
+        return;
+    }
     void *frames[MAX_DEPTH];
     int count = backtrace(frames, MAX_DEPTH);
     kept = malloc(size);
@@ -172,7 +178,8 @@ int main(int, char **arguments)
 {
     std::string mode = arguments[1];
     size = 100000;
-    if (mode == "paths") {
+    silent = mode == "silent";
+    if (mode == "paths" || silent) {
         paths(reinterpret_cast<void *>(uintptr_t{100000}));
         pthread_t thread;
         pthread_create(&thread, nullptr, paths, reinterpret_cast<void *>(uintptr_t{200000}));

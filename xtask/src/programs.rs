@@ -97,6 +97,11 @@ const NEEDS: &[Need] = &[
         "counts allocations, to compare with",
     ),
     need(
+        Sign::Program("zstd"),
+        "zstd",
+        "unpacks what heaptrack recorded",
+    ),
+    need(
         Sign::Program("valgrind"),
         "valgrind",
         "counts allocations exactly, to compare with",

@@ -28,19 +28,21 @@ fn offsets(btf: &Btf) -> KernelOffsets {
     let offset = |structure: &str, field: &str| {
         member(btf, structure, field).map_or(UNKNOWN, |member| member.offset)
     };
+    let within = |outer: (&str, &str), inner: (&str, &str)| match (
+        offset(outer.0, outer.1),
+        offset(inner.0, inner.1),
+    ) {
+        (UNKNOWN, _) | (_, UNKNOWN) => UNKNOWN,
+        (outer, inner) => outer + inner,
+    };
+    let (inode_modified_s, inode_modified_ns) = inode_modified(btf);
     let rss = member(btf, "mm_struct", "rss_stat");
     let counter = rss.as_ref().and_then(|rss| rss_layout(btf, rss));
     let (rss_stride, rss_count, rss_percpu) = counter.unwrap_or((UNKNOWN, UNKNOWN, UNKNOWN));
     KernelOffsets {
         task_mm: offset("task_struct", "mm"),
         task_pid: offset("task_struct", "pid"),
-        task_status: match (
-            offset("task_struct", "thread_info"),
-            offset("thread_info", "status"),
-        ) {
-            (UNKNOWN, _) | (_, UNKNOWN) => UNKNOWN,
-            (thread_info, status) => thread_info + status,
-        },
+        task_status: within(("task_struct", "thread_info"), ("thread_info", "status")),
         task_comm: offset("task_struct", "comm"),
         binprm_filename: offset("linux_binprm", "filename"),
         task_signal: offset("task_struct", "signal"),
@@ -61,7 +63,31 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         mm_brk: offset("mm_struct", "brk"),
         mm_start_brk: offset("mm_struct", "start_brk"),
         mm_start_stack: offset("mm_struct", "start_stack"),
+        mm_xol_area: within(
+            ("mm_struct", "uprobes_state"),
+            ("uprobes_state", "xol_area"),
+        ),
+        xol_area_address: offset("xol_area", "vaddr"),
+        vma_start: offset("vm_area_struct", "vm_start"),
+        vma_flags: offset("vm_area_struct", "vm_flags"),
+        vma_page_offset: offset("vm_area_struct", "vm_pgoff"),
+        vma_file: offset("vm_area_struct", "vm_file"),
+        file_inode: offset("file", "f_inode"),
+        inode_number: offset("inode", "i_ino"),
+        inode_super_block: offset("inode", "i_sb"),
+        inode_size: offset("inode", "i_size"),
+        super_block_device: offset("super_block", "s_dev"),
+        inode_modified_s,
+        inode_modified_ns,
     }
+}
+
+/// Where an inode's time of change is: `i_mtime_sec` and `i_mtime_nsec` since 6.11, a `timespec64` before.
+fn inode_modified(btf: &Btf) -> (u32, u32) {
+    let offset = |field| member(btf, "inode", field).map(|member| member.offset);
+    let time = offset("i_mtime").map(|time| (time, time + 8));
+    let since_6_11 = offset("i_mtime_sec").zip(offset("i_mtime_nsec"));
+    since_6_11.or(time).unwrap_or((UNKNOWN, UNKNOWN))
 }
 
 /// A field found in a structure.

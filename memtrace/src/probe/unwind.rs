@@ -11,12 +11,17 @@ use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData},
 };
-use memtrace_common::unwind::CodeSpace;
+use memtrace_common::{
+    code_file::{FileKey, FileRules},
+    unwind::CodeSpace,
+};
 
 use super::Error;
 use crate::unwind::tables::RowStore;
 
 const ROWS: &str = "UNWIND_ROWS";
+
+const FILES: &str = "CODE_FILES";
 
 /// Name of the map of processes.
 pub(super) const SPACES: &str = "CODE_SPACES";
@@ -27,6 +32,7 @@ pub(super) type Spaces = HashMap<MapData, u32, CodeSpace>;
 /// The table of rows, shared with the kernel side.
 pub struct MappedRows {
     rows: &'static [AtomicU64],
+    files: HashMap<MapData, FileKey, FileRules>,
     /// Keeps the map.
     _map: MapData,
 }
@@ -37,6 +43,8 @@ impl MappedRows {
         let Some(Map::Array(map)) = ebpf.take_map(ROWS) else {
             return Err(Error::Object { name: ROWS });
         };
+        let files = ebpf.take_map(FILES).and_then(|map| map.try_into().ok());
+        let files = files.ok_or(Error::Object { name: FILES })?;
         let length = capacity as usize * size_of::<u64>();
         // SAFETY: a fresh shared mapping of the whole of the map's values.
         let address = unsafe {
@@ -58,7 +66,11 @@ impl MappedRows {
         // SAFETY: mapped for `length` bytes until `drop`, page-aligned, and shared as atomics are meant to be.
         let rows =
             unsafe { std::slice::from_raw_parts(address.cast::<AtomicU64>(), capacity as usize) };
-        Ok(Self { rows, _map: map })
+        Ok(Self {
+            rows,
+            files,
+            _map: map,
+        })
     }
 }
 
@@ -76,6 +88,13 @@ impl RowStore for MappedRows {
     fn row(&self, index: u32) -> Option<u64> {
         let place = self.rows.get(index as usize)?;
         Some(place.load(Ordering::Relaxed))
+    }
+
+    fn know(&mut self, file: FileKey, rules: FileRules) {
+        // Without it the stacks that lead through the file are copied for a moment after it is mapped.
+        if let Err(error) = self.files.insert(file, rules, 0) {
+            log::debug!("{FILES}: {error}");
+        }
     }
 }
 

@@ -1,6 +1,14 @@
 //! The rules of all modules in one table, each file once.
 
-use std::{collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::HashMap,
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+use memtrace_common::code_file::{FileKey, FileRules};
 
 use object::ReadCache;
 
@@ -19,6 +27,8 @@ pub trait RowStore {
     fn write(&mut self, first: u32, rows: &[u64]);
     /// A row that was written.
     fn row(&self, index: u32) -> Option<u64>;
+    /// Notes which rows a file's are.
+    fn know(&mut self, file: FileKey, rules: FileRules);
 }
 
 /// The rows of a file.
@@ -144,15 +154,32 @@ impl Tables {
             return Ok(span);
         }
         let rows = compile(&ReadCache::new(file.try_clone()?));
-        let span = match rows {
-            Ok(rows) => self.add(&rows)?,
-            Err(error) => {
-                self.by_identity.insert(identity, Span::default());
-                return Err(error.into());
+        let (span, result) = match rows {
+            Ok(rows) => {
+                let span = self.add(&rows)?;
+                (span, Ok(span))
             }
+            Err(error) => (Span::default(), Err(error.into())),
         };
         self.by_identity.insert(identity, span);
-        Ok(span)
+        self.know(&metadata, span);
+        result
+    }
+
+    /// Tells the kernel side, which sees the file by its inode wherever it is mapped.
+    fn know(&mut self, metadata: &Metadata, span: Span) {
+        let device = metadata.dev();
+        let (major, minor) = (libc::major(device), libc::minor(device));
+        let rules = FileRules {
+            bytes: metadata.size(),
+            modified_s: metadata.mtime() as u64,
+            modified_ns: metadata.mtime_nsec() as u32,
+            first_row: span.first,
+            rows: span.rows,
+            reserved: 0,
+        };
+        let key = FileKey::new(metadata.ino(), major.into(), minor.into());
+        self.store.know(key, rules);
     }
 
     /// The one image that the kernel maps into every process. Its mappings tell no build ID.
