@@ -24,7 +24,9 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, count, emit, header_of},
-    floor, sample, stack, target,
+    floor,
+    process::{current_mm, field, offsets},
+    sample, stack, target,
     vma::SLOT_MASK,
 };
 
@@ -93,9 +95,23 @@ static CALL_SLOTS: Array<CallSlot> = Array::with_max_entries(65_536, 0);
 #[map]
 static POINTS: Array<Point> = Array::with_max_entries(MAX_GROUPS * GROUP_SIZE, 0);
 
-/// The return trampoline is in the highest page of the address space (xol_add_vma(), kernel/events/uprobes.c,
-/// asks for TASK_SIZE - PAGE_SIZE and gets it, since the stack ends below).
+/// The return trampoline is in the highest page of the address space: xol_add_vma(), kernel/events/uprobes.c,
+/// asks for TASK_SIZE - PAGE_SIZE. It gets another one where the stack lies there, which is so without address
+/// space randomisation.
 const TRAMPOLINE: u64 = 0x7fff_ffff_e000;
+
+/// Whether an address is in the page of the return trampoline, wherever that is.
+#[inline(always)]
+fn in_trampoline(address: u64) -> bool {
+    let page = address & !0xfff;
+    page == TRAMPOLINE || Some(page) == trampoline()
+}
+
+#[inline(always)]
+fn trampoline() -> Option<u64> {
+    let area = field(current_mm()?, offsets().mm_xol_area)?;
+    field(area, offsets().xol_area_address)
+}
 
 /// Entry of a function that allocates or frees.
 #[uprobe]
@@ -166,10 +182,10 @@ impl<'a> Call<'a> {
             }
             return None;
         }
-        let tail_jump = caller & !0xfff == TRAMPOLINE
-            && own
-            && ((slot.function != 0 && slot.frame == frame) || slot.internal_frame == frame);
-        if tail_jump {
+        // A call that a longjmp left has the same place without the trampoline.
+        let may_be_tail_jump =
+            own && ((slot.function != 0 && slot.frame == frame) || slot.internal_frame == frame);
+        if may_be_tail_jump && in_trampoline(caller) {
             return None;
         }
         Some(Self {
