@@ -155,12 +155,12 @@ fn nothing_is_left_attached_after_a_trace() {
     steps.end(0);
 }
 
-/// `MEMTRACE_TEST_ROUNDS=1000` for the full measure.
+/// `MEMTRACE_TEST_ROUNDS=1000` for the full measure. Untraced, its threads rest: they leave the machine to what traces.
 #[test]
 fn a_busy_process_survives_being_attached_to_again_and_again() {
     let rounds = std::env::var("MEMTRACE_TEST_ROUNDS")
         .map_or(100, |rounds| rounds.parse().expect("a number"));
-    let mut busy = Running::start(Command::new(workload("busy.c")).arg("4"));
+    let mut busy = Running::start(Command::new(workload("busy.c")).args(["4", "1000"]));
     busy.stdout_has("ready");
     let mut lines = 1;
     let mut blocks = 0;

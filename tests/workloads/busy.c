@@ -1,6 +1,7 @@
 /*
- * busy THREADS: allocates, checks what it wrote, and frees, until its stdin ends. Any byte on stdin makes it print how
- * many blocks it had by now; the last line says how many did not hold what was written: an unharmed process has none.
+ * busy THREADS [PAUSE]: allocates, checks what it wrote, and frees, until its stdin ends. Any byte on stdin makes it
+ * print how many blocks it had by now; the last line says how many did not hold what was written: an unharmed process
+ * has none. With PAUSE each thread rests for so many microseconds after a thousand blocks.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -10,6 +11,7 @@
 
 enum { MAX_THREADS = 16 };
 
+static u64 pause_us;
 static atomic_int stop;
 static atomic_ullong blocks, wrong;
 
@@ -24,6 +26,8 @@ static void *work(void *argument)
         wrong += block[0] != mark || block[size - 1] != mark;
         free(block);
         blocks++;
+        if (pause_us && i % 1000 == 999)
+            usleep(pause_us);
     }
     return NULL;
 }
@@ -33,6 +37,7 @@ int main(int argc, char **argv)
     static pthread_t threads[MAX_THREADS];
     u64 count = argc > 1 ? decimal(argv[1]) : 1;
     char command;
+    pause_us = argc > 2 ? decimal(argv[2]) : 0;
     for (u64 i = 0; i < count && i < MAX_THREADS; i++)
         if (pthread_create(&threads[i], NULL, work, (void *)(i + 1)) != 0)
             die("pthread_create failed");
