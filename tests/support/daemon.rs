@@ -79,7 +79,9 @@ impl Default for Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // What a test killed a moment ago is still on its way out.
+        // Whoever is in it still (a panic drops in any order) ends with it; cgroup.kill is since 5.14.
+        let _ = fs::write(self.directory.join("cgroup.kill"), "1");
+        // What was killed a moment ago is still on its way out.
         let until = Instant::now() + Duration::from_secs(10);
         while fs::remove_dir(&self.directory).is_err() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
