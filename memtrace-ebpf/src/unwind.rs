@@ -134,11 +134,20 @@ fn mappings_below(space: &CodeSpace, address: u64) -> u64 {
     let mut below = 0;
     let mut step = MAX_CODE_MAPPINGS / 2;
     while step > 0 {
-        let start = space.mappings[(below + step - 1) & (MAX_CODE_MAPPINGS - 1)].start;
+        let start = space.mappings[within(below + step - 1)].start;
         below += step & all_ones_where_at_most(start, address) as usize;
         step /= 2;
     }
     below as u64
+}
+
+/// An index of a mapping. The compiler knows that it is small enough, and would leave out what tells the verifier.
+#[inline(always)]
+fn within(mut index: usize) -> usize {
+    const { assert!(MAX_CODE_MAPPINGS == 256) };
+    // SAFETY: arithmetic on a register.
+    unsafe { asm!("{0} &= 255", inout(reg) index, options(pure, nomem, nostack)) };
+    index
 }
 
 /// `-1` where `a <= b` else 0, by the borrow of `b - a`.
