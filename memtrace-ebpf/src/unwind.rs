@@ -141,13 +141,13 @@ fn mappings_below(space: &CodeSpace, address: u64) -> u64 {
     below as u64
 }
 
-/// An index of a mapping. The compiler knows that it is small enough, and would leave out what tells the verifier.
+/// An index of a mapping. The compiler, which would else know that it is small enough, is not to leave out what tells
+/// the verifier.
 #[inline(always)]
 fn within(mut index: usize) -> usize {
-    const { assert!(MAX_CODE_MAPPINGS == 256) };
     // SAFETY: arithmetic on a register.
-    unsafe { asm!("{0} &= 255", inout(reg) index, options(pure, nomem, nostack)) };
-    index
+    unsafe { asm!("{0} &= 0xffff", inout(reg) index, options(pure, nomem, nostack)) };
+    index & (MAX_CODE_MAPPINGS - 1)
 }
 
 /// `-1` where `a <= b` else 0, by the borrow of `b - a`.
