@@ -6,6 +6,7 @@ use std::{collections::HashMap, process::Command};
 
 use memtrace::report::document::Leak;
 use memtrace_tests::binary::Attached;
+use memtrace_tests::expect::number;
 use memtrace_tests::stacks::{Stacks, addresses, cut};
 use memtrace_tests::workload::build;
 use memtrace_tests::{Running, Traced, trace};
@@ -100,4 +101,46 @@ fn a_stack_deeper_than_the_walk_is_cut_and_counted() {
     let deep = leaks.iter().map(callers).find(|stack| stack.len() > 100);
     assert_eq!(deep.as_deref(), expected.get(..127));
     assert!(cut(&traced)["stack_truncated"] >= 1, "{:?}", cut(&traced));
+}
+
+/// Functions of a leak's stack up to main, innermost first.
+fn functions(leak: &Leak) -> Vec<&str> {
+    let names = leak.stack.iter().map(|frame| frame.function.as_deref());
+    let mut names: Vec<&str> = names.map(|name| name.unwrap_or("?")).collect();
+    if let Some(main) = names.iter().position(|name| *name == "main") {
+        names.truncate(main + 1);
+    }
+    names
+}
+
+#[test]
+fn frames_that_are_hard_to_leave_are_left_or_counted_by_the_reason() {
+    let count = 7;
+    let program = memtrace_tests::workload::workload("frames.c");
+    let traced = trace(&[program.as_os_str(), count.to_string().as_ref()]);
+    traced.finished.exited(0);
+    traced.nothing_lost();
+    let sizes = traced.finished.object();
+    let stack = |name: &str| {
+        let bytes = number(&sizes, name) * count;
+        let leaks = &traced.first().leaks;
+        let leak = leaks.iter().find(|leak| leak.bytes == bytes);
+        functions(leak.unwrap_or_else(|| panic!("no leak of {name}")))
+    };
+    assert_eq!(stack("framed"), ["framed", "through_framed", "main"]);
+    assert_eq!(stack("tiny"), ["tiny", "through_tiny", "main"]);
+    let inlined = ["innermost", "middle", "outer", "main"];
+    assert_eq!(stack("inlined"), inlined);
+    for cut in ["lost", "beyond", "still", "escape", "nowhere", "coroutine"] {
+        assert_eq!(stack(cut), [cut]);
+    }
+    let reasons = [
+        ("unwind_no_rules", count),
+        ("unwind_unreadable", 2 * count),
+        ("unwind_stack_pointer", count),
+        ("unwind_unsupported_rule", count),
+        ("unwind_no_mapping", count),
+    ];
+    let reasons = reasons.map(|(reason, count)| (reason.to_owned(), count));
+    assert_eq!(cut(&traced), HashMap::from(reasons));
 }

@@ -6,6 +6,7 @@ use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EndianSlice, Register, RegisterRule, RunTimeEndian,
     UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow,
 };
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use memtrace_common::unwind::{Cfa, Rule, SEARCH_STEPS, row};
 use object::{
     Endianness, Object as _, ObjectSection as _, ReadRef, elf,
@@ -20,8 +21,11 @@ const RETURN_ADDRESS: Register = Register(16);
 /// Rows of one file at most: what a search spans.
 const MAX_ROWS: usize = (1 << SEARCH_STEPS) - 1;
 
-/// Functions are aligned to this many bytes at most; a wider gap between two is code without rules.
+/// Functions are aligned to this many bytes at most; a gap between two that is as wide holds code without rules.
 const ALIGNMENT: u64 = 16;
+
+/// Code of a larger segment is not looked at: what is between its functions passes for padding.
+const MAX_CODE: u64 = 64 << 20;
 
 /// Why a file has no rules.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +66,7 @@ pub fn compile<'data>(data: impl ReadRef<'data>) -> Result<Vec<u64>, CompileErro
     }
     // Stable: where both tables describe a function, .eh_frame comes first.
     functions.sort_by_key(|function| function.range.start);
-    let segments = segments(&elf);
+    let segments = segments(&elf, data);
     let mut rows = Rows::default();
     for function in &functions {
         rows.add(function, &segments)?;
@@ -91,12 +95,34 @@ fn bases<'data>(elf: &ElfFile64<'data, Endianness, impl ReadRef<'data>>) -> Base
 }
 
 /// An executable segment.
-struct Segment {
+struct Segment<'data> {
     addresses: Range<u64>,
     offset: u64,
+    /// Its bytes; none where it is too large, or the file cut short.
+    code: &'data [u8],
 }
 
-fn segments<'data>(elf: &ElfFile64<'data, Endianness, impl ReadRef<'data>>) -> Vec<Segment> {
+impl Segment<'_> {
+    /// Whether no code that runs is between two functions.
+    fn is_padding(&self, gap: Range<u64>) -> bool {
+        let place = |address: u64| (address.saturating_sub(self.addresses.start)) as usize;
+        let bytes = self.code.get(place(gap.start)..place(gap.end));
+        let bytes = bytes.unwrap_or_default();
+        let padding = |instruction: Instruction| {
+            matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
+        };
+        gap.end - gap.start < ALIGNMENT
+            && (bytes.iter().all(|&byte| byte == 0)
+                || Decoder::new(64, bytes, DecoderOptions::NONE)
+                    .into_iter()
+                    .all(padding))
+    }
+}
+
+fn segments<'data, R: ReadRef<'data>>(
+    elf: &ElfFile64<'data, Endianness, R>,
+    data: R,
+) -> Vec<Segment<'data>> {
     let endian = elf.endian();
     let code = |header: &&elf::ProgramHeader64<Endianness>| {
         header.p_type(endian) == elf::PT_LOAD && header.p_flags(endian).contains(elf::PF_X)
@@ -106,6 +132,10 @@ fn segments<'data>(elf: &ElfFile64<'data, Endianness, impl ReadRef<'data>>) -> V
         Segment {
             addresses: start..start.saturating_add(header.p_filesz(endian)),
             offset: header.p_offset(endian),
+            code: (header.p_filesz(endian) <= MAX_CODE)
+                .then(|| header.data(endian, data).ok())
+                .flatten()
+                .unwrap_or_default(),
         }
     };
     elf.elf_program_headers()
@@ -248,7 +278,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn add(&mut self, function: &Function, segments: &[Segment]) -> Result<(), CompileError> {
+    fn add(&mut self, function: &Function, segments: &[Segment<'_>]) -> Result<(), CompileError> {
         let start = function.range.start.max(self.end.map_or(0, |end| end.0));
         let Some(segment) = segments
             .iter()
@@ -264,7 +294,7 @@ impl Rows {
             return Ok(());
         };
         if let Some((last, last_offset)) = self.end
-            && start - last >= ALIGNMENT
+            && !segment.is_padding(last..start)
         {
             self.push(last_offset, Rule::NONE);
         }

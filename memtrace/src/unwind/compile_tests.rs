@@ -62,7 +62,7 @@ fn rules_equal_those_that_readelf_prints() {
     let rows = rules_of(LOADER);
     let data = std::fs::read(LOADER).unwrap();
     let elf = ElfFile64::<Endianness>::parse(&*data).unwrap();
-    let segments = segments(&elf);
+    let segments = segments(&elf, &*data);
     let (mut compared, mut wrong) = (0, String::new());
     let expected = by_readelf(LOADER);
     for (index, (address, cfa, bp, ra)) in expected.iter().enumerate() {

@@ -222,9 +222,12 @@ fn is_build(file: &File, of_mapped: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::RefCell, process::Command, rc::Rc};
+
     use super::*;
 
-    struct InMemory(Vec<u64>);
+    #[derive(Default)]
+    struct InMemory(Vec<u64>, Rc<RefCell<HashMap<FileKey, FileRules>>>);
 
     impl RowStore for InMemory {
         fn capacity(&self) -> u32 {
@@ -239,6 +242,31 @@ mod tests {
         fn row(&self, index: u32) -> Option<u64> {
             self.0.get(index as usize).copied()
         }
+
+        fn know(&mut self, file: FileKey, rules: FileRules) {
+            self.1.borrow_mut().insert(file, rules);
+        }
+    }
+
+    #[test]
+    fn a_file_is_known_by_what_stat_says() {
+        let store = InMemory::default();
+        let known = store.1.clone();
+        let mut tables = Tables::new(Box::new(store));
+        let path = "/lib/x86_64-linux-gnu/libc.so.6";
+        tables.prepare(Path::new(path));
+        let span = tables.of_mapping(std::process::id(), &mapping(path));
+        let format = ["-Lc", "%i %Hd %Ld %s %Y", path];
+        let stat = Command::new("stat").args(format).output().unwrap();
+        let text = String::from_utf8(stat.stdout).unwrap();
+        let numbers: Vec<u64> = text.split_whitespace().flat_map(str::parse).collect();
+        let [inode, major, minor, bytes, modified_s] = numbers[..] else {
+            panic!("{text}");
+        };
+        let known = known.borrow();
+        let rules = known[&FileKey::new(inode, major, minor)];
+        assert_eq!((rules.bytes, rules.modified_s), (bytes, modified_s));
+        assert_eq!((rules.first_row, rules.rows), (span.first, span.rows));
     }
 
     fn mapping(path: &str) -> Mapping {
@@ -255,7 +283,7 @@ mod tests {
     fn what_every_process_maps_takes_rows_once() {
         let pid = std::process::id();
         for path in ["[vdso]", "/lib/x86_64-linux-gnu/libc.so.6"] {
-            let mut tables = Tables::new(Box::new(InMemory(Vec::new())));
+            let mut tables = Tables::new(Box::new(InMemory::default()));
             let first = tables.of_mapping(pid, &mapping(path));
             let bytes = tables.bytes();
             assert!(first.rows > 0, "{path}");
