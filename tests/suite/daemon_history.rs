@@ -55,6 +55,50 @@ fn a_mark_bounds_a_report() {
     daemon.ask(&["mark", "2h"]).exited(1);
 }
 
+/// What a process committed between two marks, by its own word.
+#[test]
+fn two_marks_are_compared() {
+    const GROW: &str = "\
+import sys
+print('ready', flush=True)
+sys.stdin.read(1)
+block = b'x' * (64 << 20)
+print('grown', flush=True)
+sys.stdin.read(1)";
+    let daemon = Daemon::start();
+    let mut python = daemon
+        .cgroup
+        .start(Command::new("python3").args(["-c", GROW]));
+    python.stdout_lines(1);
+    let before = daemon.line(python.pid(), |line| line.committed_bytes > 0);
+    daemon.ask(&["mark", "before"]).exited(0);
+    python.send(b".");
+    python.stdout_lines(2);
+    let grown = before.committed_bytes + (64 << 20);
+    daemon.line(python.pid(), |line| line.committed_bytes >= grown);
+    daemon.ask(&["mark", "after"]).exited(0);
+    // The history is written behind what is answered from.
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let told = daemon.ask(&["diff", "before", "after"]);
+        told.exited(0);
+        let output = told.output();
+        let title = format!("python3 (pid {})", python.pid());
+        let mut of_it = output.lines().skip_while(|line| !line.starts_with(&title));
+        let committed = of_it.find(|line| line.starts_with("  committed "));
+        if committed.is_some_and(|row| row.contains("+64.") && row.ends_with("MiB")) {
+            break;
+        }
+        assert!(Instant::now() < until, "{output}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let wrong = daemon.ask(&["diff", "before", "never"]);
+    wrong.exited(1);
+    assert!(wrong.one_line().contains("never"), "{wrong:?}");
+    python.send(b".");
+    python.finish().exited(0);
+}
+
 #[test]
 fn kill_9_at_any_moment_costs_two_seconds_at_most() {
     const TURNS: u64 = 4;

@@ -139,24 +139,38 @@ impl Figure {
     }
 }
 
-/// Compares two documents. Processes match by program, in order of start; the first of each document,
-/// the traced command, match whatever they are called.
+/// Compares two documents. A process that is in both matches itself. Else they are of two runs: the first of each
+/// document, the traced command, match whatever they are called, the others by program, in order of start.
 pub fn compare(old: &Document, new: &Document) -> Difference {
     let mut difference = Difference::default();
-    let mut waiting: HashMap<&str, VecDeque<&Process>> = HashMap::new();
-    let mut pairs: Vec<(&Process, &Process)> =
-        old.processes.iter().zip(&new.processes).take(1).collect();
-    for process in old.processes.iter().skip(pairs.len()) {
-        waiting
-            .entry(program(process))
-            .or_default()
-            .push_back(process);
+    let mut known: HashMap<_, &Process> = old
+        .processes
+        .iter()
+        .map(|one| (identity(one), one))
+        .collect();
+    let (again, mut others): (Vec<&Process>, Vec<&Process>) = new
+        .processes
+        .iter()
+        .partition(|one| known.contains_key(&identity(one)));
+    let mut pairs: Vec<(&Process, &Process)> = again
+        .into_iter()
+        .filter_map(|one| Some((known.remove(&identity(one))?, one)))
+        .collect();
+    let mut left = old
+        .processes
+        .iter()
+        .filter(|one| known.contains_key(&identity(one)));
+    if pairs.is_empty() && !others.is_empty() {
+        pairs.extend(left.next().map(|first| (first, others.remove(0))));
     }
-    for process in new.processes.iter().skip(pairs.len()) {
-        match waiting
-            .get_mut(program(process))
-            .and_then(VecDeque::pop_front)
-        {
+    let mut waiting: HashMap<&str, VecDeque<&Process>> = HashMap::new();
+    for process in left {
+        let same = waiting.entry(program(process)).or_default();
+        same.push_back(process);
+    }
+    for process in others {
+        let same = waiting.get_mut(program(process));
+        match same.and_then(VecDeque::pop_front) {
             Some(before) => pairs.push((before, process)),
             None => {
                 *difference
@@ -167,12 +181,15 @@ pub fn compare(old: &Document, new: &Document) -> Difference {
         }
     }
     for (program, left) in waiting.into_iter().filter(|(_, left)| !left.is_empty()) {
-        difference
-            .gone
-            .insert(program.to_owned(), left.len() as u64);
+        let count = left.len() as u64;
+        difference.gone.insert(program.to_owned(), count);
     }
     difference.processes = pairs.into_iter().map(|(old, new)| pair(old, new)).collect();
     difference
+}
+
+fn identity(process: &Process) -> (u32, u64) {
+    (process.pid, process.start_time_ns)
 }
 
 fn program(process: &Process) -> &str {
@@ -273,7 +290,12 @@ pub fn render(difference: &Difference, style: &Style, out: &mut dyn Write) -> io
 
 fn one(process: &ProcessDiff, style: &Style, out: &mut dyn Write) -> io::Result<()> {
     let (old, new) = process.pids;
-    let title = format!("{} (pid {old}, then {new})", clean(&process.name));
+    let name = clean(&process.name);
+    let title = if old == new {
+        format!("{name} (pid {old})")
+    } else {
+        format!("{name} (pid {old}, then {new})")
+    };
     writeln!(out, "{}", style.paint(Tint::Strong, &title))?;
     let columns = [
         Column::Left(""),
@@ -433,6 +455,25 @@ leaky (pid 123, then 456)
         assert!(
             text(&old, &new).ends_with("\nOnly in the old: cc, ld\n\nOnly in the new: as × 2\n")
         );
+    }
+
+    #[test]
+    fn a_process_of_both_matches_itself() {
+        let started = |pid, start_time_ns| Process {
+            pid,
+            start_time_ns,
+            ..fixture::process()
+        };
+        let document = |processes| Document {
+            processes,
+            ..fixture::empty()
+        };
+        let old = document(vec![started(1, 10), started(2, 20), started(3, 30)]);
+        let new = document(vec![started(3, 30), started(2, 21), started(4, 40)]);
+        let difference = compare(&old, &new);
+        let pids: Vec<(u32, u32)> = difference.processes.iter().map(|one| one.pids).collect();
+        assert_eq!(pids, [(3, 3), (1, 2), (2, 4)]);
+        assert!(text(&old, &new).starts_with("leaky (pid 3)\n"));
     }
 
     #[test]
