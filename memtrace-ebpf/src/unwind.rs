@@ -65,7 +65,7 @@ pub fn inherit(parent: u32, child: u32) {
 #[inline(always)]
 pub fn replaced(pid: u32) {
     forget(pid);
-    change(pid, REMOVAL);
+    change(pid, REMOVAL + ADDITION);
 }
 
 /// Nothing of the process is mapped any more.
@@ -94,7 +94,8 @@ pub fn note(pid: u32, call: Call, address: u64, length: u64, protection: u64, re
         address
     };
     // Whatever is mapped over code, executable or not, removes it.
-    if call as u32 != Call::Mprotect as u32 && overlaps(pid, start, start.wrapping_add(length)) {
+    if call as u32 != Call::Mprotect as u32 && may_hold_code(pid, start, start.wrapping_add(length))
+    {
         change(pid, REMOVAL);
     }
     if adds {
@@ -110,13 +111,18 @@ fn change(pid: u32, by: u64) {
     }
 }
 
-/// Whether a range holds code that has rules.
+/// Whether a range holds code that has rules, or may: code that is not in the table yet would come into it after it
+/// is gone.
 #[inline(always)]
-fn overlaps(pid: u32, start: u64, end: u64) -> bool {
-    // SAFETY: as in `space`.
-    let Some(space) = (unsafe { CODE_SPACES.get(&pid) }) else {
-        return false;
+fn may_hold_code(pid: u32, start: u64, end: u64) -> bool {
+    // SAFETY: as in `space`; the count is one word.
+    let (Some(space), Some(target)) = (unsafe { (CODE_SPACES.get(&pid), TARGETS.get(&pid)) })
+    else {
+        return true;
     };
+    if (space.as_of ^ target.code_changes) & !REMOVALS != 0 {
+        return true;
+    }
     let below = mappings_below(space, end.wrapping_sub(1));
     if below == 0 {
         return false;
@@ -192,7 +198,10 @@ pub fn walk(registers: Registers, pid: u32, target: &Target, frames: *mut Stack)
         pid,
         settled: space.is_some_and(|space| space.as_of == code_changes),
         generation: space.map_or(0, |space| space.generation),
-        unsettled: target.start_ns ^ code_changes.rotate_left(48),
+        // Spread over the lower bits: [`key`] takes 48.
+        unsettled: (code_changes & !REMOVALS)
+            .wrapping_mul(0x9e37_79b1)
+            .wrapping_add(target.start_ns),
         frames,
         bits: 0,
         hash: StackHash::EMPTY,

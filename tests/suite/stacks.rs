@@ -144,3 +144,50 @@ fn frames_that_are_hard_to_leave_are_left_or_counted_by_the_reason() {
     let reasons = reasons.map(|(reason, count)| (reason.to_owned(), count));
     assert_eq!(cut(&traced), HashMap::from(reasons));
 }
+
+#[test]
+fn a_library_in_place_of_another_is_left_by_its_own_rules_and_named_as_one_of_both() {
+    let library = |name: &str, space: u32| {
+        let defines = [format!("-DNAME={name}"), format!("-DSPACE={space}")];
+        let flags = ["-shared", "-fPIC", &defines[0], &defines[1]];
+        build(
+            "reload_library.c",
+            "gcc",
+            &[NO_FRAME_POINTERS, &flags].concat(),
+            "gcc",
+        )
+    };
+    let (first, second) = (library("first", 1000), library("second", 2000));
+    let program = build("reload.c", "gcc", &["-ldl"], "gcc");
+    let count = 100;
+    let traced = trace(&[
+        program.as_os_str(),
+        count.to_string().as_ref(),
+        first.as_ref(),
+        "first".as_ref(),
+        second.as_ref(),
+        "second".as_ref(),
+    ]);
+    traced.finished.exited(0);
+    traced.nothing_lost();
+    assert_eq!(
+        number(&traced.finished.object(), "same"),
+        count,
+        "loaded at one place"
+    );
+    let name = |path: &std::path::Path| path.file_name().expect("a name").display().to_string();
+    let either = format!("[{} or {}]", name(&first), name(&second));
+    let expected = ["leak", &either, "through", "main"];
+    let blocks = |size: u64| {
+        let leaks = traced.first().leaks.iter();
+        let of_size = leaks.filter(|leak| leak.bytes == leak.blocks * size);
+        let whole = of_size.filter(|leak| functions(leak) == expected);
+        whole.map(|leak| leak.blocks).sum::<u64>()
+    };
+    assert_eq!(
+        (blocks(1000), blocks(1001)),
+        (count, count),
+        "{:?}",
+        cut(&traced)
+    );
+}

@@ -101,7 +101,10 @@ impl Symbolizer for Blaze {
                     ..nameless(frame.address)
                 },
                 (None, None) => self.generated(process, *frame),
-                (Some(at), _) => self.symbol(*frame, at),
+                (Some(at), _) => match one_of(process, *frame) {
+                    Some(files) => reused(*frame, at, &files),
+                    None => self.symbol(*frame, at),
+                },
             })
             .collect()
     }
@@ -282,6 +285,31 @@ impl Blaze {
                 .cloned()
                 .unwrap_or_default(),
         }
+    }
+}
+
+/// The files that an address was in one after the other, where it was in several: which of them a frame is of
+/// cannot be told.
+fn one_of(process: &Process<'_>, frame: Frame) -> Option<String> {
+    let address = frame.lookup();
+    let mut files: Vec<(&str, &[u8])> = Vec::new();
+    for mapping in process.mappings {
+        let file = (&*mapping.path, &*mapping.build_id);
+        if (mapping.start..mapping.end).contains(&address) && !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    let name = |&(path, _): &(&str, _)| path.rsplit('/').next().unwrap_or(path).to_owned();
+    let names: Vec<String> = files.iter().map(name).collect();
+    (names.len() > 1).then(|| names.join(" or "))
+}
+
+fn reused(frame: Frame, at: &Located<'_>, files: &str) -> Symbol {
+    Symbol {
+        module: Some(at.mapping.path.clone()),
+        offset: Some(at.offset + (frame.address - frame.lookup())),
+        functions: Box::new([bare(&format!("[{files}]"))]),
+        ..nameless(frame.address)
     }
 }
 

@@ -132,7 +132,8 @@ impl Unwinder {
             if let Some(as_of) = before {
                 self.write(kernel, pid, as_of);
             }
-            if before == Some(changes) {
+            // What changed while it was written may be gone again from what it says.
+            if before == Some(changes) && kernel.code_changes(pid) == before {
                 self.seen.remove(&pid);
             } else {
                 self.spaces.changed.insert(pid);
