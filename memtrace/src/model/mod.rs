@@ -47,6 +47,7 @@ use self::{
     blocks::Block,
     coverage::Coverage,
     fault::FaultStats,
+    heap::Heap,
     process::{HeapSeen, Image, ImageId, Process, ProcessId, Space, SpaceId, replay},
     site::Sites,
 };
@@ -480,8 +481,13 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
                 None => HeapSeen::Yes,
                 Some(reason) => HeapSeen::No(reason.clone()),
             };
-            // Blocks of before are live that nobody saw.
-            space.complete &= seen != HeapSeen::Late;
+            if seen == HeapSeen::Late {
+                // Blocks of before are live that nobody saw; and those that were known may be gone.
+                space.complete = false;
+                if let HeapSeen::No(_) = process.heap_seen {
+                    space.heap = Heap::default();
+                }
+            }
             process.heap_seen = seen;
         }
         _ => {}

@@ -192,7 +192,7 @@ impl Process {
         match &self.heap_seen {
             HeapSeen::Yes => Ok(&space.heap),
             HeapSeen::Late if space.heap.is_untouched() => {
-                Err("the probes came after its calls: its allocator was not foreseen".to_owned())
+                Err("the probes came after its calls, and no call was seen since".to_owned())
             }
             HeapSeen::Late => Ok(&space.heap),
             HeapSeen::No(reason) => Err(reason.to_string()),

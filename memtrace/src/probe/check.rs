@@ -6,9 +6,10 @@ use nix::{sys::utsname::uname, unistd::geteuid};
 
 use super::{
     fault::FaultProbes,
-    heap::{HeapProbes, Verdict},
+    heap::{HeapProbes, Verdict, Watch},
     libraries,
     object::{LoadOptions, Object},
+    perf::Scope,
     points,
     sideband::Sideband,
     tracefs::Tracefs,
@@ -234,7 +235,8 @@ fn heap(object: &mut Object) -> Vec<Finding> {
     let mut findings = vec![works("tracefs", "open")];
     findings.push(others(&tracefs));
     let mut probes = HeapProbes::new(tracefs);
-    if let Err(error) = probes.follow(object, std::process::id(), false) {
+    let (own, inherit) = (std::process::id(), false);
+    if let Err(error) = probes.follow(own, Scope::Thread { tid: own, inherit }, Watch::default()) {
         findings.push(limited("uprobes", error.to_string(), ""));
         return findings;
     }

@@ -156,7 +156,7 @@ fn attach(
 
 fn scoped(name: &str, scope: Scope) -> String {
     match scope {
-        Scope::Thread { tid, .. } => format!("{name} of thread {tid}"),
+        Scope::Thread { tid, .. } | Scope::Program { tid } => format!("{name} of thread {tid}"),
         Scope::Cpu(cpu) | Scope::Cgroup { cpu, .. } => format!("{name} of CPU {cpu}"),
     }
 }

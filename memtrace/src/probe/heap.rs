@@ -66,6 +66,10 @@ pub enum Verdict {
     },
 }
 
+/// Whom probes are opened for together, and taken from together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Watch(pub u32);
+
 /// All probes on allocators.
 pub struct HeapProbes {
     tracefs: Rc<Tracefs>,
@@ -74,62 +78,67 @@ pub struct HeapProbes {
     groups: Vec<Group>,
     /// Places in a page that are taken, by table of points.
     tables: Vec<HashSet<u64>>,
-    followed: Vec<Scope>,
-    running: Vec<Scope>,
+    /// By process.
+    followed: HashMap<u32, Vec<Followed>>,
     statuses: Vec<(FileId, Status)>,
     mapped: HashSet<FileId>,
+}
+
+/// A thread that probes are opened for, those to come as well.
+#[derive(Clone, Copy)]
+struct Followed {
+    scope: Scope,
+    watch: Watch,
+    /// When the last of the probes that there were then was opened.
+    since_ns: u64,
 }
 
 /// Uprobes of one event. Fields drop in order: what uses the definitions goes before them.
 struct Group {
     /// The program's link, and the event it goes through.
-    link: Option<[OwnedFd; 2]>,
+    _link: [OwnedFd; 2],
     /// Kept after a thread's end: what it forked holds copies, which go with the event.
-    events: Vec<OwnedFd>,
+    events: Vec<(Watch, OwnedFd)>,
     definitions: UprobeEvent,
-    program: &'static str,
-    cookie: u64,
 }
 
+/// kthreadd, which has no memory that a probe could be hit in, and does not end (rest_init(), init/main.c).
+const NOBODY: Scope = Scope::Thread {
+    tid: 2,
+    inherit: false,
+};
+
 impl Group {
+    /// Attaches the program. It belongs to the definitions and runs for whatever event lets them be hit; but the
+    /// end of an inherited copy of the event that it was attached through would detach it
+    /// (perf_event_free_bpf_prog(), kernel/events/core.c), and whose event that is would be hit as long as it is
+    /// attached. So it is nobody's.
+    fn attach(
+        object: &Object,
+        definitions: UprobeEvent,
+        program: &'static str,
+        cookie: u64,
+    ) -> Result<Self, Error> {
+        let id = definitions.id().map_err(attach_error)?;
+        let event = perf::open(Source::Tracepoint(id), NOBODY)
+            .map_err(|error| event_error("allocator functions".to_owned(), error))?;
+        let link = perf::link(object.program(program)?, event.as_fd(), cookie);
+        Ok(Self {
+            _link: [link.map_err(attach_error)?, event],
+            events: Vec::new(),
+            definitions,
+        })
+    }
+
     /// Lets the uprobes be hit by a thread's address space. A thread that is gone needs none.
-    fn follow(&mut self, object: &Object, scope: Scope) -> Result<(), Error> {
-        if self.link.is_none() {
-            self.attach(object, scope)?;
-        }
-        if let Some(event) = self.open(scope)? {
-            self.events.push(event);
-        }
-        Ok(())
-    }
-
-    /// Attaches the program, once. It belongs to the definitions and runs for whatever event lets them be hit;
-    /// but the end of an inherited copy of the event that it was attached through would detach it
-    /// (perf_event_free_bpf_prog(), kernel/events/core.c): that event is not inherited.
-    fn attach(&mut self, object: &Object, scope: Scope) -> Result<(), Error> {
-        let own = match scope {
-            Scope::Thread { tid, .. } => Scope::Thread {
-                tid,
-                inherit: false,
-            },
-            cpu @ (Scope::Cpu(_) | Scope::Cgroup { .. }) => cpu,
-        };
-        let Some(event) = self.open(own)? else {
-            return Ok(());
-        };
-        let program = object.program(self.program)?;
-        let link = perf::link(program, event.as_fd(), self.cookie).map_err(attach_error)?;
-        self.link = Some([link, event]);
-        Ok(())
-    }
-
-    fn open(&self, scope: Scope) -> Result<Option<OwnedFd>, Error> {
+    fn follow(&mut self, scope: Scope, watch: Watch) -> Result<(), Error> {
         let id = self.definitions.id().map_err(attach_error)?;
         match perf::open(Source::Tracepoint(id), scope) {
-            Ok(event) => Ok(Some(event)),
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-            Err(error) => Err(event_error("allocator functions".to_owned(), error)),
+            Ok(event) => self.events.push((watch, event)),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => return Err(event_error("allocator functions".to_owned(), error)),
         }
+        Ok(())
     }
 }
 
@@ -149,8 +158,7 @@ impl HeapProbes {
             placed_ns: HashMap::new(),
             groups: Vec::new(),
             tables: Vec::new(),
-            followed: Vec::new(),
-            running: Vec::new(),
+            followed: HashMap::new(),
             statuses: Vec::new(),
             mapped: HashSet::new(),
         }
@@ -326,43 +334,71 @@ impl HeapProbes {
             definitions.forget();
             return Ok(());
         }
-        let mut group = Group {
-            link: None,
-            events: Vec::new(),
-            definitions,
-            program,
-            cookie,
-        };
-        for &scope in self.followed.iter().chain(&self.running) {
-            group.follow(object, scope)?;
+        let mut group = Group::attach(object, definitions, program, cookie)?;
+        for followed in self.followed.values().flatten() {
+            group.follow(followed.scope, followed.watch)?;
         }
         self.groups.push(group);
         Ok(())
     }
 
-    /// The processes that run now, descendants included: probes that are placed from here on follow them as well.
-    pub fn set_running(&mut self, pids: impl Iterator<Item = u32>) {
-        let inherit = self
-            .followed
-            .iter()
-            .any(|scope| matches!(scope, Scope::Thread { inherit: true, .. }));
-        let followed = |tid| {
-            let is =
-                |scope: &Scope| matches!(scope, Scope::Thread { tid: other, .. } if *other == tid);
-            self.followed.iter().any(is)
+    /// Follows a thread of a process with all probes there are and all that come.
+    pub fn follow(&mut self, process: u32, scope: Scope, watch: Watch) -> Result<(), Error> {
+        let opened = self
+            .groups
+            .iter_mut()
+            .try_for_each(|group| group.follow(scope, watch));
+        let followed = Followed {
+            scope,
+            watch,
+            since_ns: now_ns(),
         };
-        self.running = pids
-            .filter(|&tid| !followed(tid))
-            .map(|tid| Scope::Thread { tid, inherit })
-            .collect();
+        self.followed.entry(process).or_default().push(followed);
+        opened
     }
 
-    /// Follows a thread with all probes there are and all that come.
-    pub fn follow(&mut self, object: &Object, tid: u32, inherit: bool) -> Result<(), Error> {
-        let scope = Scope::Thread { tid, inherit };
-        self.followed.push(scope);
-        self.groups
-            .iter_mut()
-            .try_for_each(|group| group.follow(object, scope))
+    /// A child has the probes that its parent has; those that come are opened for it as well.
+    pub fn forked(&mut self, parent: u32, child: u32) {
+        let of_parent = self
+            .followed
+            .get(&parent)
+            .and_then(|threads| threads.first());
+        let Some(&parent) = of_parent else { return };
+        let scope = match parent.scope {
+            Scope::Thread { inherit: true, .. } => Scope::Thread {
+                tid: child,
+                inherit: true,
+            },
+            Scope::Program { .. } => Scope::Program { tid: child },
+            _ => return,
+        };
+        let followed = Followed {
+            scope,
+            since_ns: 0,
+            ..parent
+        };
+        self.followed.insert(child, vec![followed]);
+    }
+
+    /// A process ended, or is not followed any more: no probe is opened for it from here on.
+    pub fn forget(&mut self, process: u32) {
+        self.followed.remove(&process);
+    }
+
+    /// Since when the probes of a process have been open, beside those of files that were found later.
+    pub fn since_ns(&self, process: u32) -> u64 {
+        let threads = self.followed.get(&process).into_iter().flatten();
+        threads.map(|thread| thread.since_ns).min().unwrap_or(0)
+    }
+
+    /// Takes the probes from all that they were opened for together, and from what these forked.
+    pub fn release(&mut self, watch: Watch) {
+        for group in &mut self.groups {
+            group.events.retain(|(other, _)| *other != watch);
+        }
+        self.followed.retain(|_, threads| {
+            threads.retain(|thread| thread.watch != watch);
+            !threads.is_empty()
+        });
     }
 }

@@ -61,9 +61,18 @@ pub fn files(command: &Path) -> Vec<PathBuf> {
     for name in preloaded() {
         search.add_library(OsStr::from_bytes(&name), &[]);
     }
-    for name in C_LIBRARIES.iter().chain(&ALLOCATORS) {
-        search.add_library(OsStr::new(name), &[]);
-    }
+    search.add_usual();
+    search.found
+}
+
+/// The C libraries and allocators of this machine, which most programs use.
+pub fn usual() -> Vec<PathBuf> {
+    let mut search = Search {
+        directories: directories(),
+        seen: HashSet::new(),
+        found: Vec::new(),
+    };
+    search.add_usual();
     search.found
 }
 
@@ -92,6 +101,12 @@ struct Search {
 }
 
 impl Search {
+    fn add_usual(&mut self) {
+        for name in C_LIBRARIES.iter().chain(&ALLOCATORS) {
+            self.add_library(OsStr::new(name), &[]);
+        }
+    }
+
     /// Adds a file and the libraries it needs.
     fn add(&mut self, path: &Path) {
         let Ok(path) = path.canonicalize() else {

@@ -22,6 +22,12 @@ pub enum Scope {
         /// Follow new threads and processes.
         inherit: bool,
     },
+    /// One thread, with all threads and processes that it makes from now on, each until it execs
+    /// (`remove_on_exec`, since 5.13).
+    Program {
+        /// Thread id.
+        tid: u32,
+    },
     /// Everything on one CPU. A tracepoint's program runs for every CPU wherever its event is.
     Cpu(u32),
     /// What the processes of a cgroup, and of those below it, do on one CPU.
@@ -87,6 +93,11 @@ pub(super) fn open_with(mut attr: perf_event_attr, scope: Scope) -> io::Result<O
     let (pid, cpu) = match scope {
         Scope::Thread { tid, inherit } => {
             attr.set_inherit(u64::from(inherit));
+            (tid as i32, -1)
+        }
+        Scope::Program { tid } => {
+            attr.set_inherit(1);
+            attr.set_remove_on_exec(1);
             (tid as i32, -1)
         }
         Scope::Cpu(cpu) => (-1, cpu as i32),

@@ -85,6 +85,36 @@ pub fn identity(pid: Pid, start_ns: u64, already_running: bool) -> Vec<Event> {
     events
 }
 
+/// What processes are chosen by, as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Thread-group id.
+    pub pid: Pid,
+    /// Name of the main thread.
+    pub comm: String,
+    /// Path of the program as the process sees it; empty where it cannot be read.
+    pub exe: String,
+    /// Real user.
+    pub uid: u32,
+    /// Its cgroups, in each hierarchy.
+    pub cgroups: Vec<String>,
+}
+
+/// `None` when the process is gone.
+pub fn facts(pid: Pid) -> Option<Facts> {
+    let process = Process::new(pid as i32).ok()?;
+    let status = process.status().ok()?;
+    let exe = process.exe().unwrap_or_default();
+    let groups = process.cgroups().map(|groups| groups.0).unwrap_or_default();
+    Some(Facts {
+        pid,
+        comm: status.name,
+        exe: exe.to_string_lossy().into_owned(),
+        uid: status.ruid,
+        cgroups: groups.into_iter().map(|group| group.pathname).collect(),
+    })
+}
+
 /// The cgroup v2 path; on a hybrid system that of the memory controller.
 pub fn cgroup(pid: Pid) -> Option<String> {
     let groups = Process::new(pid as i32).ok()?.cgroups().ok()?.0;

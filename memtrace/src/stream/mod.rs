@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     event::{Event, EventKind, Pid},
     probe::{Error, area::Area, object::Object, sideband::Sideband},
+    stack::symbolize::Mapping,
     unwind::Unwinder,
 };
 
@@ -78,9 +79,15 @@ impl Stream {
         self.order.push(event);
     }
 
-    /// Delivers what is held back and happened before `time_ns`.
-    pub fn before(&mut self, time_ns: u64, deliver: &mut dyn FnMut(Event)) {
-        self.order.before(time_ns, deliver);
+    /// Keeps unwind tables of a process from now on, where that is not done of all; `mappings` are those that it is
+    /// known to have.
+    pub fn take_stacks(&mut self, pid: Pid, mappings: &[Mapping]) {
+        self.unwinder.follow(pid, mappings);
+    }
+
+    /// Does not any more.
+    pub fn leave_stacks(&mut self, pid: Pid) {
+        self.unwinder.leave(pid);
     }
 
     /// Adds the end of a process that was found gone without its end being told.
@@ -167,7 +174,7 @@ impl Stream {
     }
 
     /// Delivers what came otherwise than through the ring buffer, up to a time.
-    fn deliver_before(&mut self, time_ns: u64, deliver: &mut dyn FnMut(Event)) {
+    pub fn deliver_before(&mut self, time_ns: u64, deliver: &mut dyn FnMut(Event)) {
         let Self {
             order,
             unwinder,

@@ -59,6 +59,7 @@ impl Session {
         for event in seed::smaps(pid) {
             self.stream.push(event);
         }
+        self.choose(pid, true);
     }
 
     /// The mappings of a process, or that they were not read.
@@ -84,7 +85,7 @@ impl Session {
         let until_ns = seed::now_ns().saturating_sub(HELD_NS);
         let mut events = Vec::new();
         self.stream
-            .before(until_ns, &mut |event| events.push(event));
+            .deliver_before(until_ns, &mut |event| events.push(event));
         for event in events {
             self.handle(event);
         }

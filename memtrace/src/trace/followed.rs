@@ -6,14 +6,14 @@ use std::{collections::HashSet, path::PathBuf};
 use super::{Session, descriptors};
 use crate::{
     event::{Event, EventKind, Pid},
-    probe::Error,
+    probe::{Error, heap::Watch, perf::Scope},
     seed,
 };
 
 /// A thread count past which only the faults of each thread are followed. Heap probes are hit by the whole
 /// address space whichever thread they were opened for; following what each thread forks and maps would take
 /// descriptors by the thousand, so children of such a process are not traced, and it is said.
-const MAX_FOLLOWED_THREADS: usize = 64;
+pub(super) const MAX_FOLLOWED_THREADS: usize = 64;
 
 /// Drains for the sake of a process that was just attached to.
 const MAX_EARLY_DRAINS: usize = 8;
@@ -27,7 +27,7 @@ impl Session {
         self.object.trace(pid, start_ns, self.options.follow)?;
         self.stream.begin(pid, start_ns);
         self.traced.insert(pid);
-        self.follow(pid)?;
+        self.follow(pid, pid)?;
         self.heap.prepare(&mut self.object, files)?;
         self.stream.prepare(files);
         self.identify(pid, start_ns, false);
@@ -67,7 +67,7 @@ impl Session {
         self.identify(pid, start_ns, true);
         self.follow_threads(pid, many)?;
         let smaps = seed::smaps(pid);
-        self.seed_heap(pid, &smaps)?;
+        self.seed_heap(pid, &smaps, false)?;
         for event in smaps {
             self.stream.push(event);
         }
@@ -81,8 +81,8 @@ impl Session {
         Ok(())
     }
 
-    /// Probes the allocators that a running process has mapped already.
-    fn seed_heap(&mut self, pid: Pid, smaps: &[Event]) -> Result<(), Error> {
+    /// Probes the allocators that a running process has mapped already. `late`: it was traced before its heap was.
+    pub(super) fn seed_heap(&mut self, pid: Pid, smaps: &[Event], late: bool) -> Result<(), Error> {
         let mut seen = Vec::new();
         for event in smaps {
             let EventKind::Smaps(region) = &event.kind else {
@@ -95,7 +95,7 @@ impl Session {
         }
         let mut probed = false;
         for path in seen {
-            if let Some(event) = self.heap.running(&mut self.object, pid, &path)? {
+            if let Some(event) = self.heap.running(&mut self.object, pid, &path, late)? {
                 probed |= matches!(
                     &event.kind,
                     EventKind::HeapProbes {
@@ -112,42 +112,58 @@ impl Session {
         Ok(())
     }
 
-    /// Follows every thread of a running process; those born meanwhile of one that was not followed yet are found
-    /// by looking again.
+    /// Follows every thread of a running process.
     fn follow_threads(&mut self, pid: Pid, many: bool) -> Result<(), Error> {
         if many {
             self.sideband.follow(pid, false)?;
             if let Some(probes) = self.heap.probes() {
-                probes.follow(&self.object, pid, false)?;
+                let scope = Scope::Thread {
+                    tid: pid,
+                    inherit: false,
+                };
+                probes.follow(pid, scope, Watch::default())?;
             }
         }
-        let mut followed = HashSet::new();
-        loop {
-            let threads = seed::threads(pid);
-            let new: Vec<u32> = threads
-                .into_iter()
-                .filter(|thread| followed.insert(*thread))
-                .collect();
-            if new.is_empty() {
-                return Ok(());
+        each_thread(pid, |thread| {
+            if many {
+                self.faults.follow(&self.object, thread, true)
+            } else {
+                self.follow(pid, thread)
             }
-            for thread in new {
-                if many {
-                    self.faults.follow(&self.object, thread, true)?;
-                } else {
-                    self.follow(thread)?;
-                }
-            }
-        }
+        })
     }
 
-    fn follow(&mut self, thread: u32) -> Result<(), Error> {
+    fn follow(&mut self, process: Pid, thread: u32) -> Result<(), Error> {
         let inherit = true;
         self.faults.follow(&self.object, thread, inherit)?;
         self.sideband.follow(thread, inherit)?;
         if let Some(probes) = self.heap.probes() {
-            probes.follow(&self.object, thread, self.options.follow)?;
+            let scope = Scope::Thread {
+                tid: thread,
+                inherit: self.options.follow,
+            };
+            probes.follow(process, scope, Watch::default())?;
         }
         Ok(())
+    }
+}
+
+/// Does something for every thread of a running process; those born meanwhile of one that it was not done for yet are
+/// found by looking again.
+pub(super) fn each_thread(
+    pid: Pid,
+    mut follow: impl FnMut(u32) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut followed = HashSet::new();
+    loop {
+        let threads = seed::threads(pid);
+        let new: Vec<u32> = threads
+            .into_iter()
+            .filter(|thread| followed.insert(*thread))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        new.into_iter().try_for_each(&mut follow)?;
     }
 }

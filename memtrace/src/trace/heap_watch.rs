@@ -1,7 +1,7 @@
 //! Tells, as processes map files, whether their heap is seen; and probes allocators that come unforeseen.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::File,
     path::{Path, PathBuf},
 };
@@ -43,11 +43,11 @@ impl HeapWatch {
         self.probes.as_mut()
     }
 
-    /// Why nothing can be seen before an allocator is mapped.
-    pub fn reason(&self) -> &'static str {
+    /// Why nothing is seen of a heap that is watched or not.
+    pub fn reason(&self, watched: bool) -> &'static str {
         match self.probes {
-            Some(_) => "no known allocator was mapped",
-            None => self.why_off,
+            Some(_) if watched => "no known allocator was mapped",
+            _ => self.why_off,
         }
     }
 
@@ -63,17 +63,12 @@ impl HeapWatch {
     }
 
     /// A process mapped a file to execute: the event to deliver after, if the file says something of its heap.
-    pub fn mapped(
-        &mut self,
-        object: &mut Object,
-        traced: &HashSet<Pid>,
-        mapping: &Mapped<'_>,
-    ) -> Option<Event> {
+    pub fn mapped(&mut self, object: &mut Object, mapping: &Mapped<'_>) -> Option<Event> {
         self.probes.as_ref()?;
         if !mapping.path.starts_with('/') {
             return None;
         }
-        match self.look(object, traced, mapping, &inside(mapping.pid, mapping.path)) {
+        match self.verdict(object, mapping, &inside(mapping.pid, mapping.path)) {
             Ok(event) => return event,
             // A process that ended meanwhile took its root with it: what it mapped is looked for in ours.
             Err(Error::File { .. }) if !is_there(mapping.pid) => {}
@@ -86,31 +81,10 @@ impl HeapWatch {
         if !self.is_same_build(path, mapping.build_id) {
             return None;
         }
-        self.look(object, traced, mapping, path)
-            .unwrap_or_else(|error| {
-                log::debug!("{error}");
-                None
-            })
-    }
-
-    fn look(
-        &mut self,
-        object: &mut Object,
-        traced: &HashSet<Pid>,
-        mapping: &Mapped<'_>,
-        path: &Path,
-    ) -> Result<Option<Event>, Error> {
-        let id = FileId::of(path).map_err(|source| Error::File {
-            path: path.to_owned(),
-            source,
-        })?;
-        if let Some(probes) = &mut self.probes
-            && probes.placed_ns(id).is_none()
-        {
-            // Whatever runs may map it too: what was inherited until now does not cover it.
-            probes.set_running(traced.iter().copied());
-        }
-        self.verdict(object, mapping.pid, mapping.time_ns, path)
+        self.verdict(object, mapping, path).unwrap_or_else(|error| {
+            log::debug!("{error}");
+            None
+        })
     }
 
     /// Whether the file of that name here is the one that was mapped, as far as build IDs tell.
@@ -125,18 +99,25 @@ impl HeapWatch {
         of_mapped.is_empty() || **ours == *of_mapped
     }
 
-    /// A file that a running process has mapped since before tracing began.
+    /// A file that a running process has mapped since before its heap is watched. `late`: it was traced before that.
     pub fn running(
         &mut self,
         object: &mut Object,
         pid: Pid,
         path: &str,
+        late: bool,
     ) -> Result<Option<Event>, Error> {
-        let path = inside(pid, path);
-        if !path.exists() {
+        let inside = inside(pid, path);
+        if !inside.exists() {
             return Ok(None);
         }
-        let mapped = self.verdict(object, pid, u64::MAX, &path)?;
+        let mapping = Mapped {
+            pid,
+            time_ns: if late { 0 } else { u64::MAX },
+            path,
+            build_id: &[],
+        };
+        let mapped = self.verdict(object, &mapping, &inside)?;
         Ok(mapped.map(|event| Event {
             time_ns: now_ns(),
             ..event
@@ -146,8 +127,7 @@ impl HeapWatch {
     fn verdict(
         &mut self,
         object: &mut Object,
-        pid: Pid,
-        time_ns: u64,
+        mapping: &Mapped<'_>,
         path: &Path,
     ) -> Result<Option<Event>, Error> {
         let Some(probes) = self.probes.as_mut() else {
@@ -158,12 +138,14 @@ impl HeapWatch {
             Verdict::Hidden { reason } => (String::new(), Some(reason.into())),
             Verdict::Probed { name } => (name, None),
         };
+        let (pid, time_ns) = (mapping.pid, mapping.time_ns);
         let id = FileId::of(path).ok();
         if let Some(id) = id {
             probes.note_mapped(id);
         }
         let placed_ns = id.and_then(|id| probes.placed_ns(id));
-        let late = unavailable.is_none() && placed_ns.is_none_or(|placed_ns| placed_ns > time_ns);
+        let since_ns = placed_ns.map(|placed_ns| placed_ns.max(probes.since_ns(pid)));
+        let late = unavailable.is_none() && since_ns.is_none_or(|since_ns| since_ns > time_ns);
         let kind = EventKind::HeapProbes {
             allocator: allocator.into(),
             unavailable,

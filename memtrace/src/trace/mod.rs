@@ -7,8 +7,13 @@ mod followed;
 mod heap_watch;
 pub mod launch;
 mod modules;
+pub mod naming;
+mod selected;
+mod selection;
+pub mod selector;
 mod session;
 mod unfollowed;
 pub mod watch;
 
+pub use selected::SelectError;
 pub use session::{Finished, Options, Session};

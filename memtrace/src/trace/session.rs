@@ -13,6 +13,8 @@ use super::{
     census::Census,
     heap_watch::{HeapWatch, Mapped},
     modules::Modules,
+    naming::Names,
+    selection::Selection,
     unfollowed::Unfollowed,
 };
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
         tracefs::Tracefs,
     },
     seed,
-    stack::symbolize::{Blaze, Frame, Mapping, Process, Symbolizer as _},
+    stack::symbolize::Mapping,
     store::recording::{WriteError, Writer},
     stream::Stream,
     unwind::Unwinder,
@@ -69,10 +71,14 @@ pub struct Session {
     /// Processes that were told to have a new program, and not yet its totals.
     executed: HashSet<Pid>,
     unfollowed: Unfollowed,
+    /// Of an area, whose heap is probed.
+    pub(super) selection: Selection,
+    /// Processes that were not chosen when they were met, and how often they are looked at yet.
+    pub(super) young: HashMap<Pid, u32>,
     cgroups: HashMap<Pid, Box<str>>,
     /// When the trace began.
-    began: SystemTime,
-    modules: Modules,
+    pub(super) began: SystemTime,
+    pub(super) modules: Modules,
     batch: Vec<Event>,
 }
 
@@ -91,7 +97,10 @@ impl Session {
         }
         let mut object = Object::load(&options.load)?;
         let stacks = options.load.stacks && options.heap;
-        let unwinder = Unwinder::new(Box::new(object.take_rows()?), stacks);
+        let mut unwinder = Unwinder::new(Box::new(object.take_rows()?), stacks);
+        if options.load.area.kind != AREA_NONE {
+            unwinder.choose();
+        }
         let stream = Stream::new(object.take_ring()?, unwinder);
         let logger = object.logger();
         let statuses = points::attach(&mut object)?;
@@ -103,7 +112,7 @@ impl Session {
         let why_off = if options.load.area.kind == AREA_NONE {
             "heap probes were turned off (--no-heap)"
         } else {
-            "the daemon has no heap probes on it"
+            "the daemon has no heap probes on it (memtrace heap on)"
         };
         let heap = HeapWatch::new(options.heap.then(|| HeapProbes::new(tracefs)), why_off);
         let mut session = Self {
@@ -124,6 +133,8 @@ impl Session {
             executing: HashSet::new(),
             executed: HashSet::new(),
             unfollowed: Unfollowed::default(),
+            selection: Selection::default(),
+            young: HashMap::new(),
             cgroups: HashMap::new(),
             began: SystemTime::now(),
             modules: Modules::default(),
@@ -177,6 +188,7 @@ impl Session {
         }
         let gone: HashSet<Pid> = if self.area.is_some() {
             self.deliver_held();
+            self.choose_young();
             self.sample().into_iter().collect()
         } else {
             let running = self.stream.running();
@@ -235,7 +247,12 @@ impl Session {
         }
         let statuses = [self.faults.statuses(), self.heap.statuses()].concat();
         self.tell(&statuses);
-        self.symbolize();
+        let mut names = Names::new(self.began);
+        for pid in self.model.pids() {
+            if let Some(naming) = self.unnamed(pid) {
+                self.name(names.look_up(&naming));
+            }
+        }
         let end = EventKind::End;
         self.consume(Event {
             time_ns: seed::now_ns(),
@@ -251,31 +268,6 @@ impl Session {
         Finished {
             model: self.model,
             recording_failure: self.recording_failure,
-        }
-    }
-
-    /// Names the frames of every site that is in the report.
-    fn symbolize(&mut self) {
-        let mut symbolizer = Blaze::new(self.began);
-        let time_ns = seed::now_ns();
-        for pid in self.model.pids() {
-            let unnamed = self.model.unnamed(pid);
-            let process = Process {
-                pid: Some(pid),
-                mappings: self.modules.of(pid),
-            };
-            let callers = unnamed.callers.into_iter().map(Frame::caller);
-            let instructions = unnamed.instructions.into_iter().map(Frame::instruction);
-            let frames: Vec<Frame> = callers.chain(instructions).collect();
-            for symbol in symbolizer.symbolize(&process, &frames) {
-                let kind = EventKind::Symbol(Box::new(symbol));
-                self.consume(Event {
-                    time_ns,
-                    pid,
-                    tid: 0,
-                    kind,
-                });
-            }
         }
     }
 
@@ -312,6 +304,9 @@ impl Session {
                 self.executed.insert(pid);
                 self.consume(event);
                 self.consume(self.unavailable(pid, time_ns));
+                if self.area.is_some() {
+                    self.choose_executed(pid);
+                }
                 self.look_at_program(pid, time_ns);
             }
             EventKind::FileMapped(map) if map.protection & libc::PROT_EXEC as u32 != 0 => {
@@ -327,7 +322,7 @@ impl Session {
             }
             EventKind::Fork { child, .. } => {
                 let cgroup = self.cgroups.get(&event.pid).cloned();
-                let (child, time_ns) = (*child, event.time_ns);
+                let (parent, child, time_ns) = (event.pid, *child, event.time_ns);
                 self.traced.insert(child);
                 self.consume(event);
                 if let Some(path) = cgroup {
@@ -338,6 +333,11 @@ impl Session {
                         tid: 0,
                         kind: EventKind::Cgroup { path },
                     });
+                }
+                if self.area.is_some() {
+                    self.choose_forked(parent, child, time_ns);
+                } else if let Some(probes) = self.heap.probes() {
+                    probes.forked(parent, child);
                 }
             }
             // Of a process that was told to be traced, its identity; of one that was not, that it was met.
@@ -366,10 +366,24 @@ impl Session {
                 self.executing.remove(&event.pid);
                 self.executed.remove(&event.pid);
                 self.cgroups.remove(&event.pid);
+                if let Some(probes) = self.heap.probes() {
+                    probes.forget(event.pid);
+                }
                 if self.area.is_some() {
                     self.modules.forget(event.pid);
+                    self.choose_ended(event.pid);
                 }
                 self.consume(event);
+            }
+            // Told by an exec too, where the program is looked at when it is in place.
+            EventKind::Rename { .. }
+                if event.tid == event.pid
+                    && self.area.is_some()
+                    && !self.executing.contains(&event.pid) =>
+            {
+                let pid = event.pid;
+                self.consume(event);
+                self.choose(pid, true);
             }
             _ => self.consume(event),
         }
@@ -391,10 +405,10 @@ impl Session {
 
     /// A process mapped a file to execute: its allocator is probed, and its heap seen from now on.
     fn look_at(&mut self, mapped: &Mapped<'_>) {
-        if self.unfollowed.contains(mapped.pid) {
+        if self.unfollowed.contains(mapped.pid) || !self.is_watched(mapped.pid) {
             return;
         }
-        let heap = self.heap.mapped(&mut self.object, &self.traced, mapped);
+        let heap = self.heap.mapped(&mut self.object, mapped);
         // Before the exec is told the process may still live in its parent's memory (vfork).
         if let Some(event) = heap
             && !self.executing.contains(&mapped.pid)
@@ -403,12 +417,17 @@ impl Session {
         }
     }
 
+    /// Whether a process is to have heap probes: in an area, those that are chosen.
+    fn is_watched(&self, pid: Pid) -> bool {
+        self.area.is_none() || self.selection.has(pid)
+    }
+
     /// No allocator is known in a process yet: its heap is not measured until one is mapped.
     pub(super) fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
         let reason = if self.unfollowed.contains(pid) {
             "a program that gains privileges: the kernel took the probes off at its exec"
         } else {
-            self.heap.reason()
+            self.heap.reason(self.is_watched(pid))
         };
         let reason = Some(reason.into());
         let kind = EventKind::HeapProbes {

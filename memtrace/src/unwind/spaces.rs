@@ -71,12 +71,22 @@ impl Spaces {
                 space.mappings.retain(|one| one.time_ns >= began);
                 self.changed.insert(pid);
             }
-            EventKind::Exit { .. } => {
-                self.by_pid.remove(&pid);
-                self.changed.remove(&pid);
-            }
+            EventKind::Exit { .. } => self.forget(pid),
             _ => {}
         }
+    }
+
+    /// Begins with mappings that were noted elsewhere.
+    pub fn seed(&mut self, pid: Pid, mappings: &[Mapping]) {
+        for mapping in mappings {
+            self.add(pid, 0, mapping.clone());
+        }
+    }
+
+    /// Drops what is known of a process.
+    pub fn forget(&mut self, pid: Pid) {
+        self.by_pid.remove(&pid);
+        self.changed.remove(&pid);
     }
 
     /// Finds the rules of what a process has mapped since the last time.
@@ -131,7 +141,7 @@ impl Spaces {
             path: map.path.clone(),
             build_id: map.build_id.clone(),
         };
-        self.add(event, mapping);
+        self.add(event.pid, event.time_ns, mapping);
     }
 
     fn seeded(&mut self, event: &Event, region: &SmapsRegion) {
@@ -147,7 +157,7 @@ impl Spaces {
             path: region.path.clone(),
             build_id: Box::default(),
         };
-        self.add(event, mapping);
+        self.add(event.pid, event.time_ns, mapping);
     }
 
     /// What was mapped since a removal was entered stays: it is another's.
@@ -162,8 +172,8 @@ impl Spaces {
         }
     }
 
-    fn add(&mut self, event: &Event, mapping: Mapping) {
-        self.remove(event.pid, mapping.start, mapping.end, event.time_ns);
+    fn add(&mut self, pid: Pid, time_ns: u64, mapping: Mapping) {
+        self.remove(pid, mapping.start, mapping.end, time_ns);
         let length = mapping.end.saturating_sub(mapping.start);
         let code = CodeMapping {
             start: mapping.start,
@@ -173,17 +183,17 @@ impl Spaces {
         };
         // Rows say where in a file by 32 bits.
         let addressable = u32::try_from(mapping.offset.saturating_add(length)).is_ok();
-        let space = self.by_pid.entry(event.pid).or_default();
+        let space = self.by_pid.entry(pid).or_default();
         let at = space
             .mappings
             .partition_point(|one| one.code.start < mapping.start);
         let known = Known {
             code,
             file: addressable.then(|| Rc::new(mapping)),
-            time_ns: event.time_ns,
+            time_ns,
         };
         space.mappings.insert(at, known);
-        self.changed.insert(event.pid);
+        self.changed.insert(pid);
     }
 
     /// Cuts a range out of what was mapped before a time.

@@ -15,7 +15,10 @@ use super::{
     tables::{RowStore, Tables},
     walk::{CopiedStack, walk},
 };
-use crate::event::{Event, EventKind, Pid, StackId};
+use crate::{
+    event::{Event, EventKind, Pid, StackId},
+    stack::symbolize::Mapping,
+};
 
 /// The kernel side's tables of processes.
 pub trait Kernel {
@@ -34,6 +37,8 @@ const COPIED: StackId = StackId::MAX;
 /// Both tables, and stacks under way.
 pub struct Unwinder {
     active: bool,
+    /// The processes whose stacks are taken; `None` for all.
+    chosen: Option<HashSet<Pid>>,
     tables: Tables,
     spaces: Spaces,
     /// Count of changes when a process was first seen to have changed. All that led to it was in the buffers
@@ -51,6 +56,7 @@ impl Unwinder {
     pub fn new(store: Box<dyn RowStore>, active: bool) -> Self {
         Self {
             active,
+            chosen: None,
             tables: Tables::new(store),
             spaces: Spaces::default(),
             seen: HashMap::new(),
@@ -59,6 +65,48 @@ impl Unwinder {
             told: HashSet::new(),
             counts: HashMap::new(),
         }
+    }
+
+    /// Keeps tables of those processes alone that are named by [`Unwinder::follow`], and of what they fork.
+    pub fn choose(&mut self) {
+        self.chosen.get_or_insert_default();
+    }
+
+    /// Keeps tables of a process that has these mappings.
+    pub fn follow(&mut self, pid: Pid, mappings: &[Mapping]) {
+        if let Some(chosen) = &mut self.chosen {
+            chosen.insert(pid);
+            self.spaces.seed(pid, mappings);
+        }
+    }
+
+    /// Keeps none any more.
+    pub fn leave(&mut self, pid: Pid) {
+        if let Some(chosen) = &mut self.chosen {
+            chosen.remove(&pid);
+            self.seen.remove(&pid);
+            self.spaces.forget(pid);
+        }
+    }
+
+    /// Whether an event is of a process that tables are kept of; a child's are those of its parent.
+    fn keeps(&mut self, event: &Event) -> bool {
+        let Some(chosen) = &mut self.chosen else {
+            return true;
+        };
+        if !chosen.contains(&event.pid) {
+            return false;
+        }
+        match event.kind {
+            EventKind::Fork { child, .. } => {
+                chosen.insert(child);
+            }
+            EventKind::Exit { .. } => {
+                chosen.remove(&event.pid);
+            }
+            _ => {}
+        }
+        true
     }
 
     /// Compiles the rules of files that are about to be mapped.
@@ -74,7 +122,7 @@ impl Unwinder {
 
     /// Notes what an event says of executable mappings.
     pub fn note(&mut self, event: &Event) {
-        if !self.active {
+        if !self.active || !self.keeps(event) {
             return;
         }
         self.spaces.note(event);

@@ -103,3 +103,24 @@ fn a_heap_that_is_not_seen_is_null_with_a_reason() {
     );
     assert_eq!(row.timeline.last().unwrap().heap_live_bytes, None);
 }
+
+#[test]
+fn a_heap_that_was_not_seen_for_a_while_begins_anew() {
+    let mut trace = Trace::new();
+    let probes = |unavailable: Option<&str>, late| EventKind::HeapProbes {
+        allocator: "glibc".into(),
+        unavailable: unavailable.map(Into::into),
+        late,
+    };
+    trace.alloc(10, 10, 0x100, 64, 0);
+    trace.event(11, 10, probes(Some("off"), false));
+    assert_eq!(trace.row(10).heap, None);
+    trace.event(12, 10, probes(None, true));
+    trace.alloc(13, 10, 0x200, 32, 0);
+    trace.free(14, 10, 0x100);
+    let row = trace.row(10);
+    let heap = row.heap.unwrap();
+    assert_eq!((heap.allocations, heap.live_bytes), (1, 32));
+    assert_eq!((heap.invalid_frees, heap.double_frees), (Some(0), Some(0)));
+    assert!(row.heap_reason.is_some());
+}
