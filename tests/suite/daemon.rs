@@ -277,3 +277,47 @@ fn command_lines_are_redacted_everywhere() {
     let past = daemon.ended(1, |one| one.pid == pid);
     assert_eq!(past[0].command_line[1..], ["[hidden]"]);
 }
+
+#[test]
+fn a_service_manager_is_told_and_few_capabilities_are_kept() {
+    let mut daemon = Daemon::start();
+    daemon.stop().exited(0);
+    let path = daemon.scratch.path("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    let patience = memtrace_tests::child::deadline() - std::time::Instant::now();
+    socket.set_read_timeout(Some(patience)).expect("a time-out");
+    let told = || {
+        let mut bytes = [0; 256];
+        let length = socket.recv(&mut bytes).expect("a message");
+        String::from_utf8_lossy(&bytes[..length]).trim().to_owned()
+    };
+    let mut command = daemon.command();
+    command
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "60000000");
+    let running = Running::start(&mut command);
+    assert_eq!(told(), "READY=1");
+    assert_eq!(told(), "WATCHDOG=1");
+
+    // include/uapi/linux/capability.h: DAC_READ_SEARCH, SYS_PTRACE, PERFMON, BPF, CHECKPOINT_RESTORE.
+    let kept = [2, 19, 38, 39, 40]
+        .map(|bit| 1u64 << bit)
+        .iter()
+        .sum::<u64>();
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", running.pid())).expect("it runs");
+    let mut threads = 0;
+    for task in tasks {
+        let status = task.expect("a thread").path().join("status");
+        let status = std::fs::read_to_string(status).expect("it runs");
+        for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+            let line = status.lines().find_map(|line| line.strip_prefix(set));
+            let has = u64::from_str_radix(line.expect("a set").trim(), 16).expect("a number");
+            assert_eq!(has & !kept, 0, "{set} {has:x}");
+        }
+        threads += 1;
+    }
+    assert!(threads > 1, "the history has a thread");
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    while told() != "STOPPING=1" {}
+    running.finish().exited(0);
+}

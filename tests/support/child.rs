@@ -71,6 +71,14 @@ impl Stream {
     }
 }
 
+/// The word behind `text`, once it has ended.
+fn word_after(bytes: &[u8], text: &str) -> Option<String> {
+    let said = String::from_utf8_lossy(bytes);
+    let rest = said.split_once(text)?.1;
+    let end = rest.find(|c: char| c.is_whitespace() || c == '"')?;
+    Some(rest[..end].to_owned())
+}
+
 /// A process that a test started, the leader of a process group of its own; both are killed when it is dropped.
 pub struct Running {
     child: Child,
@@ -175,6 +183,18 @@ impl Running {
             self.name,
             self.so_far()
         );
+    }
+
+    /// Waits until its stderr has `text` in it, and returns the word that follows.
+    pub fn stderr_word(&self, text: &str) -> String {
+        let whole = |pipe: &Pipe| word_after(&pipe.bytes, text).is_some();
+        assert!(
+            self.stderr.wait(whole),
+            "{} did not say {text:?}: {}",
+            self.name,
+            self.so_far()
+        );
+        word_after(&self.stderr.bytes(), text).expect("it is there")
     }
 
     /// Whether it still runs.

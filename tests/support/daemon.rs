@@ -222,6 +222,14 @@ impl Daemon {
         serde_json::from_slice(&told.stdout).expect("a document")
     }
 
+    /// What is known of a process that runs.
+    #[track_caller]
+    pub fn process_now(&self, pid: u32) -> Process {
+        let mut document = self.report(&["-p", &pid.to_string()]);
+        assert_eq!(document.processes.len(), 1);
+        document.processes.remove(0)
+    }
+
     /// Waits until the history knows that these many processes that fit have ended, and returns them.
     #[track_caller]
     pub fn ended(&self, count: usize, fits: impl Fn(&Process) -> bool) -> Vec<Process> {

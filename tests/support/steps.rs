@@ -57,6 +57,24 @@ impl Steps {
         self.order(b"f");
     }
 
+    /// Of a process that launches `steps` at any order: lets it, and waits for it to be ready.
+    pub fn begin(&mut self) {
+        self.order(b"\n");
+    }
+
+    /// How many bytes of libc's code are not those of its file: breakpoints in it.
+    pub fn breakpoints(&mut self) -> u64 {
+        self.order(b"c");
+        let lines = self.process.stdout_lines(self.lines);
+        let answer = lines.lines().nth(self.lines - 1).expect("an answer");
+        answer.parse().expect("a number")
+    }
+
+    /// What follows is done by a child of it.
+    pub fn fork(&mut self) {
+        self.order(b"d");
+    }
+
     fn order(&mut self, order: &[u8]) {
         self.process.send(order);
         self.lines += 1;

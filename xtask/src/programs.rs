@@ -128,6 +128,11 @@ const NEEDS: &[Need] = &[
     ),
     need(Sign::Program("go"), "golang-go", "Go with cgo under trace"),
     need(
+        Sign::Program("systemd-analyze"),
+        "systemd",
+        "reads the daemon's unit",
+    ),
+    need(
         Sign::File("/usr/bin/python3"),
         "python3",
         "a real program: Debian's own, not a manager's",
@@ -160,7 +165,8 @@ const VM_NEEDS: &[Need] = &[
 /// Installs what tests need and is missing.
 pub fn ensure(workspace: &Workspace) -> Result<()> {
     install_missing(NEEDS, "for tests")?;
-    redis_server(workspace)
+    redis_server(workspace)?;
+    prometheus(workspace)
 }
 
 /// Installs what the virtual machine needs and is missing.
@@ -192,4 +198,26 @@ fn redis_server(workspace: &Workspace) -> Result<()> {
     std::fs::create_dir_all(workspace.tools().join("bin"))
         .and_then(|()| std::os::unix::fs::symlink(program, &link))
         .with_context(|| format!("cannot make {}", link.display()))
+}
+
+/// Prometheus and promtool on the tests' PATH where they are not installed: the package's installation would start a
+/// server, now and at each boot.
+fn prometheus(workspace: &Workspace) -> Result<()> {
+    let bin = workspace.tools().join("bin");
+    let names = ["prometheus", "promtool"];
+    if names
+        .iter()
+        .all(|name| find(name).is_some() || bin.join(name).exists())
+    {
+        return Ok(());
+    }
+    say("unpacking prometheus and promtool, for tests");
+    let package = packages::unpack("prometheus", &workspace.tools())?;
+    std::fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
+    for name in names {
+        let program = package.path().join("usr/bin").join(name);
+        std::fs::rename(&program, bin.join(name))
+            .with_context(|| format!("the package prometheus brought no {name}"))?;
+    }
+    Ok(())
 }

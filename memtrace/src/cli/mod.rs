@@ -5,6 +5,8 @@ mod daemon;
 mod diff;
 mod doctor;
 mod explain;
+mod heap;
+mod leaks;
 mod mark;
 mod output;
 mod ps;
@@ -40,6 +42,10 @@ enum Command {
     Daemon(daemon::Daemon),
     /// What the daemon tracks, a line each.
     Ps(ps::Ps),
+    /// Begin or end to probe the heap of processes that the daemon tracks.
+    Heap(heap::Heap),
+    /// The leaks of a running process now, from the daemon; the trace goes on.
+    Leaks(leaks::Leaks),
     /// Name this moment, for --since and --until.
     Mark(mark::Mark),
     /// Report from a recording, or from the daemon.
@@ -90,6 +96,8 @@ pub fn main() -> ExitCode {
         Command::Attach(attach) => attach.execute(verbose),
         Command::Daemon(daemon) => daemon.execute(verbose),
         Command::Ps(ps) => ps.execute(),
+        Command::Heap(heap) => heap.execute(),
+        Command::Leaks(leaks) => leaks.execute(),
         Command::Mark(mark) => mark.execute(),
         Command::Report(report) => report.execute(),
         Command::Diff(diff) => diff.execute(),

@@ -8,11 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     output::{Place, ReportOptions},
-    socket::{Socket, strange},
+    socket::Socket,
     target::Used,
 };
 use crate::{
-    daemon::protocol::{Reply, Request},
+    daemon::protocol::Request,
     event::{Event, EventKind},
     model::{Limits, Model},
     report::document::Document,
@@ -59,10 +59,7 @@ impl Report {
                 since: self.since,
                 until: self.until,
             };
-            return match self.socket.ask(request)? {
-                Reply::Report(document) => output.write(*document),
-                _ => Err(strange().into()),
-            };
+            return output.write(self.socket.report(request)?);
         };
         let mut document = read(&from)?;
         if !self.pids.is_empty() {

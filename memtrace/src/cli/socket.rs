@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::daemon::{
-    Config,
-    client::{self, ClientError},
-    protocol::{Reply, Request},
+use crate::{
+    daemon::{
+        Config,
+        client::{self, ClientError},
+        protocol::{Reply, Request},
+    },
+    report::document::Document,
 };
 
 /// Option of everything that asks the daemon.
@@ -23,6 +26,14 @@ impl Socket {
     pub fn ask(&self, request: Request) -> Result<Reply, ClientError> {
         let default = || Config::default().socket_path();
         client::ask(&self.socket.clone().unwrap_or_else(default), request)
+    }
+
+    /// Asks for a report.
+    pub fn report(&self, request: Request) -> Result<Document, ClientError> {
+        match self.ask(request)? {
+            Reply::Report(document) => Ok(*document),
+            _ => Err(strange()),
+        }
     }
 }
 

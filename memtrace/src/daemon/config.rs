@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::units;
+use crate::{trace::selector::Selector, units};
 
 /// What the daemon does.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -25,6 +26,10 @@ pub struct Config {
     pub ring_buffer: u64,
     /// What is hidden of command lines.
     pub redact_command_lines: Redaction,
+    /// Whose heap is probed, from their start on.
+    pub heap: Vec<Selector>,
+    /// What is told to Prometheus.
+    pub metrics: Metrics,
     /// Who may ask.
     pub socket: Socket,
     /// What is kept.
@@ -42,6 +47,18 @@ pub enum Redaction {
     Arguments,
     /// All of it.
     All,
+}
+
+/// The endpoint that Prometheus scrapes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Whether there is one. Whoever can connect sees the processes, which a port does not tell apart by user.
+    pub enabled: bool,
+    /// Address and port; port 0 for any that is free.
+    pub listen: SocketAddr,
+    /// Processes, and cgroups, with series of their own: those that hold most. The others are one together.
+    pub top: usize,
 }
 
 /// The socket that questions come to.
@@ -84,8 +101,20 @@ impl Default for Config {
             state_directory: "/var/lib/memtrace".into(),
             ring_buffer: 1 << 25,
             redact_command_lines: Redaction::Off,
+            heap: Vec::new(),
+            metrics: Metrics::default(),
             socket: Socket::default(),
             history: History::default(),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9753)),
+            top: 20,
         }
     }
 }
@@ -186,6 +215,13 @@ impl Config {
         if !self.ring_buffer.is_power_of_two() || !(4096..=1 << 30).contains(&self.ring_buffer) {
             return Some(("ring_buffer", "is a power of two from 4KiB to 1GiB"));
         }
+        let is_pid = |selector: &Selector| matches!(selector, Selector::Pid(_));
+        if self.heap.iter().any(is_pid) {
+            return Some((
+                "pid",
+                "is of a process that runs: memtrace heap on -p PID, or command, exe, user or cgroup here",
+            ));
+        }
         if self.socket.clients == 0 {
             return Some(("clients", "is 1 at least"));
         }
@@ -230,13 +266,41 @@ mod tests {
     #[test]
     fn every_key_is_optional() {
         assert_eq!(parse(""), Ok(Config::default()));
-        let text = "cgroup = '/a'\nredact_command_lines = 'arguments'\n[history]\nkeep_1s = '30m'\nsize = '64MiB'\n";
+        let text = "cgroup = '/a'\nredact_command_lines = 'arguments'\n[[heap]]\ncommand = 'redis-server'\n[[heap]]\nuser = 'www-data'\n[history]\nkeep_1s = '30m'\nsize = '64MiB'\n";
         let config = parse(text).unwrap();
         assert_eq!(config.cgroup.as_deref(), Some("/a"));
         assert_eq!(config.redact_command_lines, Redaction::Arguments);
+        assert_eq!(
+            config.heap,
+            [
+                Selector::Command("redis-server".into()),
+                Selector::User("www-data".into())
+            ]
+        );
         assert_eq!(config.history.keep_1s, Duration::from_secs(1800));
         assert_eq!(config.history.size, 64 << 20);
         assert_eq!(config.history.keep_10s, Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn the_packaged_file_shows_the_defaults() {
+        let text = include_str!("../../../packaging/memtrace.toml");
+        assert_eq!(parse(text), Ok(Config::default()));
+        // What is commented out is the default, but for names that only an example can give.
+        let shown: String = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(key) if key.contains(" = ") => format!("{key}\n"),
+                _ => format!("{line}\n"),
+            })
+            .filter(|line| {
+                !["cgroup", "command", "group"]
+                    .iter()
+                    .any(|example| line.starts_with(example))
+            })
+            .collect();
+        assert!(shown.contains("\nkeep_5min = "), "{shown}");
+        assert_eq!(parse(&shown), Ok(Config::default()));
     }
 
     #[test]
@@ -259,5 +323,10 @@ mod tests {
             "m.toml:2: keep_ times rise: keep_1s, keep_10s, keep_5min"
         );
         assert!(told("[history]\nkeep_1s = 'soon'").starts_with("m.toml:2: "));
+        assert_eq!(
+            told("[[heap]]\ncomand = 'redis-server'"),
+            "m.toml:2: unknown variant `comand`, expected one of `pid`, `command`, `exe`, `user`, `cgroup`"
+        );
+        assert!(told("[[heap]]\npid = 1").starts_with("m.toml:2: pid is of a process that runs"));
     }
 }

@@ -1,10 +1,11 @@
 //! Why the daemon does not start, or ends.
 
-use std::{io, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
     probe::{self, area::AreaError},
     store::history::HistoryError,
+    trace::SelectError,
 };
 
 use super::config::ConfigError;
@@ -21,6 +22,9 @@ pub enum DaemonError {
     /// The probes.
     #[error(transparent)]
     Probe(#[from] probe::Error),
+    /// Whose heap is to be probed.
+    #[error(transparent)]
+    Select(#[from] SelectError),
     /// The history cannot be begun anew either.
     #[error(transparent)]
     History(#[from] HistoryError),
@@ -41,6 +45,20 @@ pub enum DaemonError {
         path: PathBuf,
         /// The system's error.
         source: io::Error,
+    },
+    /// The endpoint for Prometheus.
+    #[error("cannot listen on {address}: {source}; metrics.listen names another address")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// Powers that are not needed cannot be given up.
+    #[error("cannot give up capabilities: {source}")]
+    Privileges {
+        /// The system's error.
+        source: caps::errors::CapsError,
     },
     /// The group of the socket.
     #[error("there is no group {name}: socket.group names one of /etc/group")]

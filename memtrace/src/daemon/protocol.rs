@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::report::document::Document;
+use crate::{report::document::Document, trace::selector::Selector};
 
 /// Version of the protocol; another one is refused.
 pub const VERSION: u32 = 1;
@@ -41,6 +41,13 @@ pub enum Request {
         #[serde(default)]
         until: Option<String>,
     },
+    /// Probes heaps, or does not any more.
+    Heap {
+        /// Whether they are to be probed.
+        on: bool,
+        /// Whose.
+        selector: Selector,
+    },
     /// Names this moment.
     Mark {
         /// The name.
@@ -65,6 +72,11 @@ pub enum Reply {
     Ps(Listing),
     /// To [`Request::Report`].
     Report(Box<Document>),
+    /// To [`Request::Heap`].
+    Heap {
+        /// Processes that have, or had, the probes.
+        processes: u64,
+    },
     /// To [`Request::Mark`].
     Done {},
     /// The question was refused, or could not be answered; for a person.

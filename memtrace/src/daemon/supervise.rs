@@ -1,13 +1,15 @@
 //! The daemon's life: start, the loop that everything runs in, and an end in good order.
 
 use std::{
+    cell::RefCell,
     io,
+    rc::Rc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{
     sync::mpsc,
-    task::{self, LocalSet},
+    task::{self, JoinHandle, LocalSet},
     time::{MissedTickBehavior, interval},
 };
 
@@ -15,10 +17,14 @@ use super::{
     Config, DaemonError,
     access::Viewer,
     archive::Archive,
+    config,
     instance::Instance,
-    past,
+    metrics::Metrics,
+    naming, past, privileges,
     protocol::{Listing, Reply, Request},
     redact::redact,
+    scrape::Endpoint,
+    service,
     socket::{Asked, Server},
     table::Table,
 };
@@ -27,7 +33,7 @@ use crate::{
     probe::{area::Area, object::LoadOptions},
     report::document::Document,
     seed,
-    trace::{Options, Session, watch},
+    trace::{Options, Session, naming::Naming, selector::Selector, watch},
 };
 
 /// How often the ring buffer is emptied when it does not fill.
@@ -44,6 +50,8 @@ struct Daemon {
     config: Config,
     session: Session,
     table: Table,
+    /// What Prometheus is told, where it may ask.
+    metrics: Option<Rc<RefCell<Metrics>>>,
     archive: Option<Archive>,
 }
 
@@ -56,18 +64,25 @@ pub async fn run(
     ready: impl FnOnce(),
 ) -> Result<(), DaemonError> {
     let _instance = Instance::claim(&config)?;
+    let (sender, questions) = mpsc::channel(QUESTIONS);
+    let server = Server::open(&config, sender)?;
+    let session = start(&config, log_level)?;
+    // Threads keep what they are started with.
+    privileges::reduce()?;
     let archive = match config.history.enabled {
         true => Some(Archive::begin(&config, now_ms())?),
         false => None,
     };
-    let session = start(&config, log_level)?;
     let daemon = Daemon {
         session,
         table: Table::new(),
+        metrics: None,
         archive,
         config,
     };
-    LocalSet::new().run_until(daemon.work(stop, ready)).await
+    LocalSet::new()
+        .run_until(daemon.work(server, questions, stop, ready))
+        .await
 }
 
 /// Loads the programs and begins to trace.
@@ -85,24 +100,29 @@ fn start(config: &Config, log_level: log::LevelFilter) -> Result<Session, Daemon
     };
     let options = Options {
         follow: true,
-        heap: false,
+        heap: true,
         load,
     };
     let mut session = Session::new(options, None)?;
     session.trace_area(area)?;
+    for selector in &config.heap {
+        session.heap_on(selector.clone())?;
+    }
     Ok(session)
 }
 
 impl Daemon {
     async fn work(
         mut self,
+        server: Server,
+        mut questions: mpsc::Receiver<Asked>,
         stop: impl Future<Output = ()>,
         ready: impl FnOnce(),
     ) -> Result<(), DaemonError> {
         let wait = |source: io::Error| DaemonError::Wait { source };
-        let (sender, mut questions) = mpsc::channel(QUESTIONS);
-        let server = Server::open(&self.config, sender)?;
+        let (found, mut named) = mpsc::channel(QUESTIONS);
         let clients = task::spawn_local(server.serve());
+        let scrapes = self.open_metrics().await?;
         let wake = watch::buffer(&self.session).map_err(wait)?;
         let mut drain = interval(DRAIN);
         drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -110,14 +130,24 @@ impl Daemon {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.read();
         ready();
+        service::ready();
         let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
                 biased;
                 () = &mut stop => break,
-                _ = tick.tick() => self.read(),
+                _ = tick.tick() => {
+                    self.read();
+                    service::alive();
+                }
                 Some(asked) = questions.recv() => {
-                    self.answer(asked);
+                    self.answer(asked, &found);
+                    continue;
+                }
+                Some(naming::Done { names, asked }) = named.recv() => {
+                    names.into_iter().for_each(|names| self.session.name(names));
+                    let pids = self.wanted(asked.viewer, &asked.pids);
+                    let _ = asked.reply.send(self.report(&asked.pids, &pids));
                     continue;
                 }
                 ready = wake.readable() => ready.map_err(wait)?.clear_ready(),
@@ -128,6 +158,10 @@ impl Daemon {
                 log::warn!("{failure}");
             }
         }
+        service::stopping();
+        if let Some(scrapes) = scrapes {
+            scrapes.abort();
+        }
         clients.abort();
         // The server removes its socket when its task is dropped.
         let _ = clients.await;
@@ -136,6 +170,22 @@ impl Daemon {
             archive.finish();
         }
         Ok(())
+    }
+
+    /// Lets Prometheus ask, where the configuration says so.
+    async fn open_metrics(&mut self) -> Result<Option<JoinHandle<()>>, DaemonError> {
+        let config::Metrics {
+            enabled: true,
+            listen,
+            top,
+        } = self.config.metrics
+        else {
+            return Ok(None);
+        };
+        let metrics = Rc::new(RefCell::new(Metrics::new(top)));
+        let endpoint = Endpoint::open(listen, Rc::clone(&metrics)).await?;
+        self.metrics = Some(metrics);
+        Ok(Some(task::spawn_local(endpoint.serve())))
     }
 
     /// Reads everything: counters, sums of the processes, cgroups.
@@ -152,12 +202,16 @@ impl Daemon {
         let mut rows = model.overview();
         rows.retain(|row| row.running);
         self.table.update(time_ns, model.lost(), &rows);
+        if let Some(metrics) = &self.metrics {
+            let mut metrics = metrics.borrow_mut();
+            metrics.update(&rows, &ended, self.table.listing());
+        }
         if let Some(archive) = &mut self.archive {
             archive.write(&self.config, model, (time_ns, time_ms), rows, ended);
         }
     }
 
-    fn answer(&mut self, asked: Asked) {
+    fn answer(&mut self, asked: Asked, found: &mpsc::Sender<naming::Done>) {
         let Asked {
             viewer,
             request,
@@ -169,7 +223,24 @@ impl Daemon {
                 pids,
                 since: None,
                 until: None,
-            } => self.report(viewer, &pids),
+            } => {
+                let wanted = self.wanted(viewer, &pids);
+                if wanted.len() <= MAX_READ {
+                    self.session.read_mappings(&wanted);
+                    let unnamed = wanted.iter().filter_map(|&pid| self.session.unnamed(pid));
+                    let unnamed: Vec<Naming> = unnamed.collect();
+                    if !unnamed.is_empty() {
+                        let asked = naming::Asked {
+                            viewer,
+                            pids,
+                            reply,
+                        };
+                        let began = self.session.began();
+                        return naming::look_up(unnamed, began, asked, found.clone());
+                    }
+                }
+                self.report(&pids, &wanted)
+            }
             Request::Report { pids, since, until } => match &self.archive {
                 // A query may take long: it has a thread of its own and answers by itself.
                 Some(archive) => {
@@ -182,10 +253,29 @@ impl Daemon {
                 }
                 None => Reply::error("no history is kept (history.enabled)"),
             },
+            Request::Heap { on, selector } => self.heap(viewer, on, selector),
             Request::Mark { name } => self.mark(viewer, name),
         };
         // The client may have gone.
         let _ = reply.send(answer);
+    }
+
+    fn heap(&mut self, viewer: Viewer, on: bool, selector: Selector) -> Reply {
+        if viewer != Viewer::All {
+            return Reply::error(
+                "heap probes slow programs down: only root and the socket's group may set them",
+            );
+        }
+        let done = match on {
+            true => self.session.heap_on(selector),
+            false => self.session.heap_off(selector),
+        };
+        match done {
+            Ok(processes) => Reply::Heap {
+                processes: processes as u64,
+            },
+            Err(error) => Reply::error(error),
+        }
     }
 
     fn mark(&mut self, viewer: Viewer, name: String) -> Reply {
@@ -238,21 +328,24 @@ impl Daemon {
         visible.into_iter().filter(same).collect()
     }
 
-    /// The report as of now.
-    fn report(&mut self, viewer: Viewer, pids: &[Pid]) -> Reply {
+    /// The processes that run and are asked for; empty for all.
+    fn wanted(&mut self, viewer: Viewer, pids: &[Pid]) -> Vec<Pid> {
+        while self.session.drain() {}
         let known = self.session.model().running();
         let asked = |pid: &Pid| pids.is_empty() || pids.contains(pid);
-        let mut wanted: Vec<Pid> = known.into_iter().filter(asked).collect();
-        if viewer != Viewer::All {
-            wanted = self.visible(viewer, wanted);
+        let wanted: Vec<Pid> = known.into_iter().filter(asked).collect();
+        match viewer {
+            Viewer::All => wanted,
+            Viewer::Own(_) => self.visible(viewer, wanted),
         }
+    }
+
+    /// The report as of now.
+    fn report(&self, pids: &[Pid], wanted: &[Pid]) -> Reply {
         if wanted.is_empty() && !pids.is_empty() {
             return Reply::error("no process with that pid is traced, or it is another user's");
         }
-        if wanted.len() <= MAX_READ {
-            self.session.read_mappings(&wanted);
-        }
-        let mut document: Document = self.session.model().document_of(&wanted);
+        let mut document: Document = self.session.model().document_of(wanted);
         for process in &mut document.processes {
             redact(&mut process.command_line, self.config.redact_command_lines);
         }

@@ -1,0 +1,36 @@
+//! What the daemon may still do once everything is loaded and opened: it stays root, without most of root's powers.
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+use super::DaemonError;
+
+/// What is needed while it runs.
+const KEPT: [Capability; 5] = [
+    // Maps and links.
+    Capability::CAP_BPF,
+    // Events of CPUs that come, and of processes that are chosen.
+    Capability::CAP_PERFMON,
+    // /proc/PID/{smaps,root,exe} of others.
+    Capability::CAP_SYS_PTRACE,
+    // /proc/PID/map_files: proc(5), since 5.9.
+    Capability::CAP_CHECKPOINT_RESTORE,
+    // Programs and debug files in directories that are not root's.
+    Capability::CAP_DAC_READ_SEARCH,
+];
+
+/// Gives everything else up, for this thread and those that it starts from now on.
+pub fn reduce() -> Result<(), DaemonError> {
+    let failed = |source| DaemonError::Privileges { source };
+    let has = caps::read(None, CapSet::Permitted).map_err(failed)?;
+    let kept: CapsHashSet = KEPT.into_iter().filter(|one| has.contains(one)).collect();
+    // The order matters: the bounding set takes CAP_SETPCAP to be reduced, what is effective must be permitted.
+    for capability in caps::read(None, CapSet::Bounding).map_err(failed)? {
+        if !kept.contains(&capability) {
+            caps::drop(None, CapSet::Bounding, capability).map_err(failed)?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient).map_err(failed)?;
+    caps::clear(None, CapSet::Inheritable).map_err(failed)?;
+    caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
+    caps::set(None, CapSet::Permitted, &kept).map_err(failed)
+}
