@@ -9,6 +9,7 @@ mod command;
 mod ebpf;
 mod linker;
 mod lint;
+mod package;
 mod packages;
 mod programs;
 mod run;
@@ -45,6 +46,8 @@ enum Task {
     BuildEbpf,
     /// Set up what is missing and build target/release/memtrace
     Build,
+    /// Build, and pack a Debian package into target/package
+    Package,
     /// Build, then run memtrace with all the words that follow
     #[command(disable_help_flag = true)]
     Memtrace {
@@ -89,6 +92,7 @@ fn dispatch() -> Result<ExitCode> {
         Task::Setup => setup::everything(&workspace),
         Task::BuildEbpf => ebpf::build(&workspace, &setup::for_ebpf(&workspace)?),
         Task::Build => build::memtrace(&workspace, build::Output::Shown),
+        Task::Package => package::debian(&workspace),
         Task::Memtrace { arguments } => run::memtrace(&workspace, &arguments),
         Task::Test { arguments } => return test(&workspace, &arguments),
         Task::Bench(bench) => bench.run(&workspace),

@@ -52,6 +52,11 @@ impl Workspace {
         self.target().join("vm")
     }
 
+    /// Where packages go.
+    pub fn package(&self) -> PathBuf {
+        self.target().join("package")
+    }
+
     /// Tools that set-up builds for this clone only.
     pub fn tools(&self) -> PathBuf {
         self.target().join("tools")
