@@ -8,12 +8,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::{
-    socket::{Socket, strange},
-    status,
-};
+use super::{socket::Socket, status};
 use crate::{
-    daemon::protocol::{Reply, Request},
+    daemon::protocol::Request,
     report::{Style, diff, document::Document},
 };
 
@@ -58,10 +55,7 @@ impl Diff {
                 since: Some(self.old.clone()),
                 until: Some(until.to_owned()),
             };
-            match self.socket.ask(request)? {
-                Reply::Report(document) => Ok(*document),
-                _ => Err(strange()),
-            }
+            self.socket.report(request)
         };
         Ok((report(&self.old)?, report(&self.new)?))
     }
