@@ -12,7 +12,7 @@ use super::{
     intervals::Intervals,
     pages::{HUGE_PAGES, Pages},
     reconcile::Reading,
-    region::{Kind, Mapped, OnFork, PAGE, Region, is_file, is_unnamed, page_up, span},
+    region::{Huge, Kind, Mapped, OnFork, PAGE, Region, is_file, is_unnamed, page_up, span},
 };
 
 /// Bytes around a faulting file page that the kernel maps with it, where the page cache has them.
@@ -90,7 +90,7 @@ impl AddressSpace {
             let pages = start / PAGE..region.end / PAGE;
             let inherits = region.kind.is_anonymous()
                 || (region.is_file_backed()
-                    && !region.shared
+                    && !region.is_shared()
                     && self.pages.copied_in(pages.clone()) > 0);
             if !inherits || region.on_fork != OnFork::Keep {
                 child.pages.remove_range(pages);
@@ -173,7 +173,7 @@ impl AddressSpace {
         }
         let shared = event.flags & 1 != 0;
         let mut region = Region::anonymous(range.end, event.protection, time_ns);
-        region.shared = shared;
+        region.set_shared(shared);
         region.kind = Kind::of(Some(&event.path), shared);
         if named {
             region.mapped = Some(self.mapped_as(&range, event));
@@ -201,7 +201,7 @@ impl AddressSpace {
             self.regions.update(range.clone(), |old| {
                 old.mapped.clone_from(&region.mapped);
                 if old.created_ns < time_ns {
-                    old.protection = region.protection;
+                    old.set_protection(region.protection().into());
                 }
             });
         } else if !named {
@@ -258,11 +258,11 @@ impl AddressSpace {
         let (kind, page) = (region.kind, address / PAGE);
         let extent = start..region.end;
         let write = access.write.unwrap_or(true);
-        if region.hugetlb {
+        if region.huge == Huge::Reserved {
             return kind;
         }
         if kind.is_anonymous() {
-            let huge = region.huge && is_inside(huge_range(page), &extent);
+            let huge = region.huge == Huge::Advised && is_inside(huge_range(page), &extent);
             // A read of untouched memory maps the zero page, which is not counted; a read that
             // waited for I/O brought a page back from swap.
             if write || access.major {
@@ -274,7 +274,7 @@ impl AddressSpace {
                 }
             }
         } else if kind == Kind::File {
-            if write && !region.shared {
+            if write && !region.is_shared() {
                 self.pages.copy_on_write(page);
             } else if write || access.major {
                 self.pages.insert(page);

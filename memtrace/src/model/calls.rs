@@ -13,7 +13,7 @@ use crate::event::Syscall;
 use super::{
     address_space::AddressSpace,
     pages::HUGE_PAGES,
-    region::{Kind, Mapped, OnFork, PAGE, Region, page_up, span},
+    region::{Huge, Kind, Mapped, OnFork, PAGE, Region, page_up, span},
 };
 
 const MADV_DONTNEED: u64 = 4;
@@ -74,7 +74,7 @@ impl AddressSpace {
                 if let Some(range) = span(first, second) {
                     self.regions.update(range, |region| {
                         if region.created_ns <= entered_ns {
-                            region.protection = third as u32;
+                            region.set_protection(third as u32);
                         }
                     });
                 }
@@ -87,7 +87,7 @@ impl AddressSpace {
             Call::Shmat => {
                 if let Some((_, region)) = self.regions.at_mut(result) {
                     region.kind = Kind::Shared;
-                    region.shared = true;
+                    region.set_shared(true);
                     region.created_ns = time_ns;
                 }
             }
@@ -130,7 +130,7 @@ impl AddressSpace {
                 && heap.end == old
             {
                 region.created_ns = heap.created_ns;
-                region.protection = heap.protection;
+                region.set_protection(heap.protection().into());
                 region.mapped.clone_from(&heap.mapped);
             }
             region
@@ -161,8 +161,10 @@ impl AddressSpace {
                     self.populate(&(first..last), true);
                 }
             }
-            MADV_HUGEPAGE => self.regions.update(range, |region| region.huge = true),
-            MADV_NOHUGEPAGE => self.regions.update(range, |region| region.huge = false),
+            MADV_HUGEPAGE => self
+                .regions
+                .update(range, |region| region.advise(Huge::Advised)),
+            MADV_NOHUGEPAGE => self.regions.update(range, |region| region.advise(Huge::No)),
             MADV_DONTFORK => self.on_fork(range, OnFork::Drop),
             MADV_WIPEONFORK => self.on_fork(range, OnFork::Wipe),
             MADV_DOFORK | MADV_KEEPONFORK => self.on_fork(range, OnFork::Keep),

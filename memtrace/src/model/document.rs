@@ -84,7 +84,7 @@ impl Model {
             .map(|known| known.keys().copied().collect())
             .unwrap_or_default();
         for one in &uses.sites {
-            let frames = self.sites.frames(one.site).iter().copied();
+            let frames = self.stacks.frames(one.site).into_iter();
             unnamed
                 .callers
                 .extend(frames.filter(|address| seen.insert(*address)));
@@ -136,7 +136,7 @@ impl Model {
                 symbols,
                 modules: &summary.modules,
             };
-            let uses = (&self.sites, &summary.sites);
+            let uses = (&self.stacks, &summary.sites);
             site_rows::fill(&mut row, uses, &summary.fault_sites, &names, now);
             return Some(row);
         }
@@ -148,7 +148,7 @@ impl Model {
         };
         let uses = process.heap_of(space).map(SiteUses::of).unwrap_or_default();
         let faults = process.fault_sites.sorted();
-        site_rows::fill(&mut row, (&self.sites, &uses), &faults, &names, now);
+        site_rows::fill(&mut row, (&self.stacks, &uses), &faults, &names, now);
         Some(row)
     }
 
@@ -277,7 +277,7 @@ fn regions(memory: &address_space::AddressSpace) -> Vec<Region> {
             path: region.path().map(str::to_owned),
             reserved_bytes: region.end - start,
             committed_bytes: memory.resident_bytes(start, &region),
-            faults: region.faults,
+            faults: region.faults.into(),
         })
         .collect()
 }

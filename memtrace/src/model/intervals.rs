@@ -171,7 +171,7 @@ mod tests {
     fn shape(intervals: &Intervals) -> Vec<(u64, u64, u32)> {
         intervals
             .iter()
-            .map(|(start, region)| (start / PAGE, region.end / PAGE, region.protection))
+            .map(|(start, region)| (start / PAGE, region.end / PAGE, region.protection().into()))
             .collect()
     }
 
@@ -193,16 +193,16 @@ mod tests {
         intervals.insert(0, region(16, 0, 1));
         for page in 0..4 {
             intervals.update(page * PAGE..(page + 1) * PAGE, |region| {
-                region.protection = 3
+                region.set_protection(3)
             });
         }
         assert_eq!(shape(&intervals), [(0, 4, 3), (4, 16, 0)]);
-        intervals.update(2 * PAGE..3 * PAGE, |region| region.protection = 1);
+        intervals.update(2 * PAGE..3 * PAGE, |region| region.set_protection(1));
         assert_eq!(
             shape(&intervals),
             [(0, 2, 3), (2, 3, 1), (3, 4, 3), (4, 16, 0)]
         );
-        intervals.update(0..16 * PAGE, |region| region.protection = 3);
+        intervals.update(0..16 * PAGE, |region| region.set_protection(3));
         assert_eq!(shape(&intervals), [(0, 16, 3)]);
     }
 
@@ -258,7 +258,7 @@ mod tests {
                     assert_eq!(bytes, count * PAGE);
                 }
                 _ => {
-                    intervals.update(range, |region| region.protection = protection);
+                    intervals.update(range, |region| region.set_protection(protection));
                     for (found, _) in pages.iter_mut().flatten() {
                         *found = protection;
                     }
@@ -269,7 +269,7 @@ mod tests {
             for (page, expected) in naive.iter().enumerate() {
                 let found = intervals
                     .at(page as u64 * PAGE)
-                    .map(|(_, region)| (region.protection, region.created_ns));
+                    .map(|(_, region)| (region.protection().into(), region.created_ns));
                 assert_eq!(found, *expected, "step {step} page {page}");
             }
             let gaps: u64 = intervals

@@ -6,7 +6,7 @@ use crate::event::Syscall;
 
 use super::{
     address_space::AddressSpace,
-    region::{Kind, PAGE, Region, span},
+    region::{Huge, Kind, PAGE, Region, span},
 };
 
 const MAP_TYPE: u64 = 0xf;
@@ -19,7 +19,7 @@ const MAP_STACK: u64 = 0x2_0000;
 const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_HUGE_SHIFT: u32 = 26;
 const MREMAP_DONTUNMAP: u64 = 4;
-const PROT_WRITE: u32 = 2;
+const PROT_WRITE: u8 = 2;
 
 impl AddressSpace {
     pub(super) fn map(&mut self, time_ns: u64, event: &Syscall) {
@@ -49,7 +49,7 @@ impl AddressSpace {
             self.discard(&range);
         }
         if flags & (MAP_POPULATE | MAP_LOCKED) != 0 && protection != 0 {
-            self.populate(&range, region.protection & PROT_WRITE != 0);
+            self.populate(&range, region.protection() & PROT_WRITE != 0);
         }
     }
 
@@ -58,13 +58,15 @@ impl AddressSpace {
         let [_, _, protection, flags, _] = event.arguments;
         let anonymous = flags & MAP_ANONYMOUS != 0;
         let mut region = Region::anonymous(range.end, protection as u32, time_ns);
-        region.shared = flags & MAP_TYPE != MAP_PRIVATE;
-        region.hugetlb = flags & MAP_HUGETLB != 0;
+        region.set_shared(flags & MAP_TYPE != MAP_PRIVATE);
+        if flags & MAP_HUGETLB != 0 {
+            region.huge = Huge::Reserved;
+        }
         let known = self.regions.at(range.start).filter(|(start, old)| {
             let same_place = old.offset.wrapping_add(range.start - start) == event.offset
                 || !old.is_file_backed();
             let same_sort = if anonymous {
-                region.shared && old.kind == Kind::Shared && old.created_ns >= event.entered_ns
+                region.is_shared() && old.kind == Kind::Shared && old.created_ns >= event.entered_ns
             } else {
                 true
             };
@@ -76,7 +78,7 @@ impl AddressSpace {
             region.faults = old.faults;
         } else if !anonymous {
             region.kind = Kind::File;
-        } else if region.shared {
+        } else if region.is_shared() {
             region.kind = Kind::Shared;
         } else if flags & (MAP_STACK | MAP_GROWSDOWN) != 0 {
             region.kind = Kind::Stack;
@@ -93,10 +95,15 @@ impl AddressSpace {
         let pieces: Vec<(Range<u64>, bool)> = self
             .regions
             .overlapping(range.clone())
-            .filter(|(_, region)| !region.hugetlb && (write || !region.kind.is_anonymous()))
+            .filter(|(_, region)| {
+                region.huge != Huge::Reserved && (write || !region.kind.is_anonymous())
+            })
             .map(|(start, region)| {
                 let piece = start.max(range.start)..region.end.min(range.end);
-                (piece, region.is_file_backed() && !region.shared && write)
+                (
+                    piece,
+                    region.is_file_backed() && !region.is_shared() && write,
+                )
             })
             .collect();
         for (piece, copied) in pieces {

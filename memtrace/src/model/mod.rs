@@ -10,6 +10,7 @@
 //! heap: fork copies it, vfork shares it, exec makes a new one.
 
 mod address_space;
+mod block_table;
 mod blocks;
 mod calls;
 mod coverage;
@@ -28,6 +29,7 @@ mod reconcile;
 mod region;
 mod site;
 mod site_rows;
+mod stacks;
 mod tally;
 mod timeline;
 mod totals;
@@ -49,7 +51,7 @@ use self::{
     fault::FaultStats,
     heap::Heap,
     process::{HeapSeen, Image, ImageId, Process, ProcessId, Space, SpaceId, replay},
-    site::Sites,
+    stacks::Stacks,
 };
 
 /// Bounds on what the model keeps.
@@ -134,7 +136,7 @@ pub struct Model {
     exited: VecDeque<ProcessId>,
     /// Allocation sites that the summaries hold.
     exited_sites: usize,
-    sites: Sites,
+    stacks: Stacks,
     coverage: Coverage,
     /// Mean distance between sample points in bytes, where blocks are sampled.
     sample_bytes: Option<u64>,
@@ -182,7 +184,7 @@ impl Model {
                 count,
                 loss,
             } => self.count(event.pid, reason, *count, *loss),
-            EventKind::Stack { id, frames, .. } => self.sites.define(*id, frames),
+            EventKind::Stack { id, frames, .. } => self.stacks.define(*id, frames),
             EventKind::Started(started) => self.start(event, started),
             EventKind::Fork {
                 child,
@@ -322,7 +324,7 @@ impl Model {
                 stack,
                 ..
             } => {
-                let block = block(&mut self.sites, event, *size, *stack);
+                let block = block(&mut self.stacks, event, *size, *stack);
                 space.heap.allocate(*address, block);
             }
             EventKind::Realloc {
@@ -332,7 +334,7 @@ impl Model {
                 size,
                 stack,
             } => {
-                let block = block(&mut self.sites, event, *size, *stack);
+                let block = block(&mut self.stacks, event, *size, *stack);
                 space
                     .heap
                     .reallocate(*entered_ns, *old_address, *new_address, block);
@@ -427,11 +429,11 @@ impl Model {
     }
 }
 
-fn block(sites: &mut Sites, event: &Event, size: u64, stack: StackId) -> Block {
+fn block(stacks: &mut Stacks, event: &Event, size: u64, stack: StackId) -> Block {
     Block {
         size,
         time_ns: event.time_ns,
-        site: sites.intern(stack),
+        site: stacks.intern(stack),
     }
 }
 

@@ -100,14 +100,13 @@ fn read_region(
     begun_ns: u64,
 ) -> Region {
     let mut region = Region::anonymous(range.end, line.protection, begun_ns);
-    region.shared = line.shared;
+    region.set_shared(line.shared);
     region.kind = Kind::of(Some(&line.path), line.shared);
     if let Some((start, old)) = before.at(range.start) {
         if start == range.start && old.end == range.end {
             region.created_ns = old.created_ns.min(begun_ns);
         }
         region.huge = old.huge;
-        region.hugetlb = old.hugetlb;
         region.on_fork = old.on_fork;
         // A thread's stack has no name in /proc.
         if old.kind == Kind::Stack && region.kind == Kind::Anonymous {
@@ -117,7 +116,7 @@ fn read_region(
             region.mapped.clone_from(&old.mapped);
         }
     }
-    if region.on_fork == OnFork::Drop && region.shared {
+    if region.on_fork == OnFork::Drop && region.is_shared() {
         region.on_fork = OnFork::Keep;
     }
     if region.mapped.is_none() && !is_unnamed(&line.path) {
@@ -130,7 +129,7 @@ fn read_region(
         .overlapping(range.clone())
         .filter(|(start, _)| *start >= range.start)
         .map(|(_, old)| old.faults)
-        .fold(0, u64::saturating_add);
+        .fold(0, u32::saturating_add);
     region
 }
 
@@ -150,7 +149,7 @@ fn note_pages(pages: &mut Pages, range: &Range<u64>, region: &Region, line: &Sma
         }
         None => pages.insert_range(first(line.resident_bytes)),
     }
-    if region.is_file_backed() && !region.shared && line.resident_pages.is_none() {
+    if region.is_file_backed() && !region.is_shared() && line.resident_pages.is_none() {
         pages.copy_range(first(line.anonymous_bytes.min(line.resident_bytes)));
     }
 }

@@ -130,15 +130,31 @@ pub enum OnFork {
     Wipe,
 }
 
+/// Whether the pages of a mapping are huge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Huge {
+    /// No.
+    #[default]
+    No,
+    /// MADV_HUGEPAGE: where the kernel finds one.
+    Advised,
+    /// MAP_HUGETLB: all of them, and none is in the kernel's resident counters.
+    Reserved,
+}
+
+/// PROT_READ, PROT_WRITE and PROT_EXEC.
+const PROTECTION: u8 = 7;
+
+/// MAP_SHARED rather than MAP_PRIVATE.
+const SHARED: u8 = 8;
+
 /// One mapping; its first address is its key in [`super::intervals::Intervals`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Region {
     /// End, exclusive.
     pub end: u64,
-    /// PROT_ bits.
-    pub protection: u32,
-    /// MAP_SHARED rather than MAP_PRIVATE.
-    pub shared: bool,
+    /// PROT_ bits that every architecture has, and [`SHARED`].
+    access: u8,
     /// What it is for.
     pub kind: Kind,
     /// Offset into the file, in bytes; 0 without one.
@@ -147,14 +163,12 @@ pub struct Region {
     pub mapped: Option<Arc<Mapped>>,
     /// When it was known to be there: the return of its call, in nanoseconds.
     pub created_ns: u64,
-    /// MADV_HUGEPAGE.
-    pub huge: bool,
-    /// MAP_HUGETLB: its pages are not in the kernel's resident counters.
-    pub hugetlb: bool,
+    /// Whether its pages are, or may be, huge.
+    pub huge: Huge,
     /// What fork does with it.
     pub on_fork: OnFork,
-    /// Faults taken in it.
-    pub faults: u64,
+    /// Faults taken in it, as many as can be counted.
+    pub faults: u32,
 }
 
 impl Region {
@@ -162,14 +176,12 @@ impl Region {
     pub fn anonymous(end: u64, protection: u32, created_ns: u64) -> Self {
         Self {
             end,
-            protection,
-            shared: false,
+            access: protection as u8 & PROTECTION,
             kind: Kind::Anonymous,
             offset: 0,
             mapped: None,
             created_ns,
-            huge: false,
-            hugetlb: false,
+            huge: Huge::No,
             on_fork: OnFork::Keep,
             faults: 0,
         }
@@ -187,27 +199,48 @@ impl Region {
 
     /// Whether `next`, which begins where this one ends, continues it in all that users see.
     pub fn continues_into(&self, start: u64, next: &Region) -> bool {
-        self.protection == next.protection
-            && self.shared == next.shared
+        self.access == next.access
             && self.kind == next.kind
             && self.huge == next.huge
-            && self.hugetlb == next.hugetlb
             && self.on_fork == next.on_fork
             && self.path() == next.path()
             && (!self.is_file_backed()
                 || self.offset.wrapping_add(self.end.wrapping_sub(start)) == next.offset)
     }
 
+    /// MAP_SHARED rather than MAP_PRIVATE.
+    pub fn is_shared(&self) -> bool {
+        self.access & SHARED != 0
+    }
+
+    /// Sets what [`Region::is_shared`] tells.
+    pub fn set_shared(&mut self, shared: bool) {
+        self.access = self.protection() | if shared { SHARED } else { 0 };
+    }
+
+    /// PROT_READ, PROT_WRITE and PROT_EXEC.
+    pub fn protection(&self) -> u8 {
+        self.access & PROTECTION
+    }
+
+    /// Sets the protection; other bits than [`Region::protection`] has are of no interest.
+    pub fn set_protection(&mut self, protection: u32) {
+        self.access = self.access & SHARED | protection as u8 & PROTECTION;
+    }
+
+    /// madvise with what leads to [`Huge::Advised`] or [`Huge::No`]; it means nothing to what is reserved.
+    pub fn advise(&mut self, huge: Huge) {
+        if self.huge != Huge::Reserved {
+            self.huge = huge;
+        }
+    }
+
     /// As in /proc/PID/maps: `rw-p`.
     pub fn permissions(&self) -> String {
         let bit = |mask, letter| {
-            if self.protection & mask != 0 {
-                letter
-            } else {
-                '-'
-            }
+            if self.access & mask != 0 { letter } else { '-' }
         };
-        let sharing = if self.shared { 's' } else { 'p' };
+        let sharing = if self.is_shared() { 's' } else { 'p' };
         [bit(1, 'r'), bit(2, 'w'), bit(4, 'x'), sharing]
             .iter()
             .collect()
@@ -225,6 +258,9 @@ pub fn span(start: u64, length: u64) -> Option<Range<u64>> {
     let start = start & !(PAGE - 1);
     (start < end && end <= ADDRESS_LIMIT).then_some(start..end)
 }
+
+// Ten thousand processes have a million mappings.
+const _: () = assert!(size_of::<Region>() == 40);
 
 #[cfg(test)]
 mod tests {
@@ -269,8 +305,8 @@ mod tests {
     fn permissions_read_like_proc() {
         let mut region = Region::anonymous(PAGE, 5, 0);
         assert_eq!(region.permissions(), "r-xp");
-        region.shared = true;
-        region.protection = 3;
+        region.set_shared(true);
+        region.set_protection(3);
         assert_eq!(region.permissions(), "rw-s");
     }
 }

@@ -4,47 +4,12 @@ use std::cmp::Reverse;
 
 use rustc_hash::FxHashMap;
 
-use crate::event::StackId;
-
 use super::{
     blocks::Block,
     estimate::{Errors, Variances},
     heap::Heap,
     tally::{Amount, Tally},
 };
-
-/// Stacks and their short numbers, for the whole trace.
-#[derive(Debug, Default)]
-pub struct Sites {
-    frames: FxHashMap<StackId, Box<[u64]>>,
-    index: FxHashMap<StackId, u32>,
-    stacks: Vec<StackId>,
-}
-
-impl Sites {
-    /// The frames of a stack were told.
-    pub fn define(&mut self, id: StackId, frames: &[u64]) {
-        self.frames.insert(id, frames.into());
-    }
-
-    /// The number of the site with this stack.
-    pub fn intern(&mut self, id: StackId) -> u32 {
-        let next = self.stacks.len() as u32;
-        let site = *self.index.entry(id).or_insert(next);
-        if site == next {
-            self.stacks.push(id);
-        }
-        site
-    }
-
-    /// The frames of a site, innermost first; empty where none were told.
-    pub fn frames(&self, site: u32) -> &[u64] {
-        self.stacks
-            .get(site as usize)
-            .and_then(|id| self.frames.get(id))
-            .map_or(&[], |frames| frames)
-    }
-}
 
 /// What was done at some sites.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -241,17 +206,6 @@ mod tests {
 
     fn amount(bytes: u64, blocks: u64) -> Amount {
         Amount { bytes, blocks }
-    }
-
-    #[test]
-    fn stacks_are_numbered_once() {
-        let mut sites = Sites::default();
-        let (small, large) = (sites.intern(7), sites.intern(9));
-        assert_eq!(sites.intern(7), small);
-        sites.define(9, &[1, 2]);
-        assert_eq!(sites.frames(large), [1, 2]);
-        assert_eq!(sites.frames(small), [0u64; 0]);
-        assert_eq!(sites.frames(77), [0u64; 0]);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::{
 use super::{
     fault_site::FaultCount,
     process::Module,
-    site::{SiteUses, Sites, Use},
+    site::{SiteUses, Use},
+    stacks::Stacks,
 };
 
 /// What addresses of a process are named by.
@@ -54,7 +55,7 @@ impl FrameTable {
 /// Fills the sites, the leaks and the fault sites of a row.
 pub fn fill(
     row: &mut Row,
-    (sites, uses): (&Sites, &SiteUses),
+    (stacks, uses): (&Stacks, &SiteUses),
     faults: &[(u64, FaultCount)],
     names: &Names<'_>,
     now_ns: u64,
@@ -68,7 +69,7 @@ pub fn fill(
             blocks_error: one.errors.map(|errors| errors.blocks),
             oldest_age_ns: now_ns.saturating_sub(one.oldest_ns),
             newest_age_ns: now_ns.saturating_sub(one.newest_ns),
-            stack: (sites.frames(one.site).iter())
+            stack: (stacks.frames(one.site).iter())
                 .flat_map(|address| names.frames(*address))
                 .collect(),
         })
@@ -79,7 +80,7 @@ pub fn fill(
         .iter()
         .map(|one| Site {
             totals: totals(&one.total),
-            stack: table.stack(sites.frames(one.site), names),
+            stack: table.stack(&stacks.frames(one.site), names),
         })
         .collect();
     row.sites

@@ -13,6 +13,8 @@
 use roaring::RoaringBitmap;
 use rustc_hash::FxHashMap;
 
+use super::stacks::make_room;
+
 /// Sites with a tally of their own in one heap; the rest share one.
 const SITES: usize = 1 << 18;
 
@@ -93,7 +95,9 @@ impl Tally {
 /// The sites of one heap.
 #[derive(Debug, Default)]
 pub struct Tallies {
-    by_site: FxHashMap<u32, Tally>,
+    /// Index into `own`, by site.
+    by_site: FxHashMap<u32, u32>,
+    own: Vec<Tally>,
     /// Sites that came when there was no room, in sum.
     others: Tally,
     dropped: RoaringBitmap,
@@ -126,7 +130,8 @@ impl Tallies {
 
     /// Every site with a tally.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Tally)> {
-        self.by_site.iter().map(|(&site, tally)| (site, tally))
+        let own = |(&site, &at): (&u32, &u32)| (site, &self.own[at as usize]);
+        self.by_site.iter().map(own)
     }
 
     /// Whether the site has no tally of its own for want of room.
@@ -145,12 +150,19 @@ impl Tallies {
     }
 
     fn changing(&mut self, site: u32) -> &mut Tally {
-        let room = self.by_site.len() < SITES;
-        let tally = if room || self.by_site.contains_key(&site) {
-            self.by_site.entry(site).or_default()
-        } else {
-            self.dropped.insert(site);
-            &mut self.others
+        let next = self.own.len();
+        let tally = match self.by_site.get(&site) {
+            Some(&at) => &mut self.own[at as usize],
+            None if next < SITES => {
+                self.by_site.insert(site, next as u32);
+                make_room(&mut self.own);
+                self.own.push(Tally::default());
+                &mut self.own[next]
+            }
+            None => {
+                self.dropped.insert(site);
+                &mut self.others
+            }
         };
         tally.before_change(self.peak);
         tally
