@@ -104,6 +104,29 @@ fn a_recording_says_that_it_is_whole() {
     assert_eq!(live.json["coverage"]["truncated"], Value::Bool(false));
 }
 
+/// The recording ends with what the summary is made of: damaged events do not matter to it.
+#[test]
+fn the_summary_is_that_of_a_replay_and_takes_none() {
+    let scratch = Scratch::new();
+    let recording = scratch.path("recording");
+    record(&recording, &[text(&workload("children.c")), "3", "exec"]);
+    let whole = fs::read(&recording).expect("the recording");
+    let summary = |bytes: &[u8]| {
+        let altered = scratch.write("altered", bytes);
+        run(&mut memtrace(&["report", "--from", text(&altered)]))
+    };
+    let told = summary(&whole).exited(0).output();
+    // docs/RECORDING.md: length of the contents, their checksum, and a mark of eight bytes.
+    let tail = &whole[whole.len() - 16..];
+    let length = u32::from_le_bytes(tail[..4].try_into().expect("four bytes"));
+    let events = &whole[..whole.len() - 16 - length as usize];
+    assert_eq!(summary(events).exited(0).output(), told);
+    let mut damaged = whole.clone();
+    damaged[events.len() / 2] ^= 1;
+    assert_eq!(summary(&damaged).exited(0).output(), told);
+    assert_ne!(summary(&damaged[..events.len()]).code, Some(0));
+}
+
 #[test]
 fn every_prefix_opens_and_says_that_it_is_truncated() {
     let scratch = Scratch::new();

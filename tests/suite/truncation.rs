@@ -66,7 +66,7 @@ fn every_prefix_of_twenty_megabytes_holds_the_batches_that_lie_whole_in_it() {
     let scratch = Scratch::new();
     let recording = scratch.path("recording");
     let program = workload("faults.c");
-    let command = [text(&program), "scattered", "12000"];
+    let command = [text(&program), "scattered", "15000"];
     trace_with(&["--no-heap", "-o", text(&recording)], &command)
         .finished
         .exited(0);

@@ -145,7 +145,7 @@ impl Attach {
         runtime.block_on(follow(&mut session, self.duration))?;
         drop(runtime);
         let finished = session.finish();
-        let gate = output.write(finished.model.document())?;
+        let gate = output.write(finished.document)?;
         match finished.recording_failure {
             Some(failure) => Err(failure.into()),
             None => Ok(gate),

@@ -180,6 +180,16 @@ fn suppressions(path: &Path) -> Result<Suppressions> {
 }
 
 impl Output {
+    /// Whether nothing is asked for but the summary of all that was seen.
+    pub fn is_summary(&self) -> bool {
+        let options = &self.options;
+        options.format == "text"
+            && options.kinds.iter().all(|kind| kind == report::SUMMARY)
+            && options.min_age.is_none()
+            && options.suppressions.is_none()
+            && self.conditions.is_empty()
+    }
+
     /// Writes the report. The result is the exit status that the conditions ask for, 0 without any.
     pub fn write(&mut self, mut document: Document) -> Result<u8> {
         let removed = self.filter(&mut document);

@@ -16,7 +16,7 @@ use crate::{
     event::{Event, EventKind},
     model::{Limits, Model},
     report::document::Document,
-    store::recording::Reader,
+    store::recording::{Reader, read_ahead},
 };
 
 /// Arguments of `report`.
@@ -61,7 +61,15 @@ impl Report {
             };
             return output.write(self.socket.report(request)?);
         };
-        let mut document = read(&from)?;
+        let summary = if output.is_summary() {
+            summary_of(&from)
+        } else {
+            None
+        };
+        let mut document = match summary {
+            Some(document) => document,
+            None => read(&from)?,
+        };
         if !self.pids.is_empty() {
             document
                 .processes
@@ -74,20 +82,26 @@ impl Report {
     }
 }
 
+/// What the summary report reads, as the trace itself left it; `None` where it takes a replay.
+fn summary_of(path: &Path) -> Option<Document> {
+    let summary = Reader::open(path).ok()?.summary()?;
+    serde_json::from_slice(&summary).ok()
+}
+
 /// Replays a recording into the same model that a live trace fills.
 pub fn read(path: &Path) -> Result<Document> {
-    let mut reader = Reader::open(path)?;
+    let reader = Reader::open(path)?;
     let bar = ProgressBar::new(reader.size());
     if let Ok(style) = ProgressStyle::with_template("reading {bar:40} {bytes}/{total_bytes}") {
         bar.set_style(style);
     }
     let mut model = Model::new(Limits::default());
-    while let Some(event) = reader.next_event()? {
-        model.apply(&event);
-        bar.set_position(reader.position());
-    }
+    let read = read_ahead(reader, |events, position| {
+        events.iter().for_each(|event| model.apply(event));
+        bar.set_position(position);
+    });
     bar.finish_and_clear();
-    if reader.truncated() {
+    if read? {
         let kind = EventKind::Counted {
             reason: "truncated".into(),
             count: 1,

@@ -119,7 +119,7 @@ fn report(session: Session, output: &mut Output, ended: Ended) -> Result<u8> {
         Ended::Left => "the command goes on".to_owned(),
     };
     let gate = output
-        .write(finished.model.document())
+        .write(finished.document)
         .with_context(|| ended_with.clone())?;
     if let Some(failure) = finished.recording_failure {
         return Err(failure).context(ended_with);

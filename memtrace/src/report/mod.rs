@@ -24,6 +24,8 @@ pub mod text;
 mod timeline;
 mod truths;
 
+pub use summary::{SUMMARY, excerpt};
+
 use document::Document;
 use suppress::Removed;
 

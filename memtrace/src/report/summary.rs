@@ -15,12 +15,41 @@ const LINES: usize = 20;
 /// Leak sites named per process.
 const SITES: usize = 3;
 
+/// Its name.
+pub const SUMMARY: &str = "summary";
+
+/// A document without what this report does not read: sites, mappings, the timeline, and the stacks of all but the
+/// largest leaks.
+pub fn excerpt(document: &Document) -> Document {
+    let processes = document.processes.iter().map(|process| {
+        let mut process = process.clone();
+        process.sites = Vec::new();
+        process.other_sites = None;
+        process.fault_sites = Vec::new();
+        process.frames = Vec::new();
+        process.regions = Vec::new();
+        process.timeline = Vec::new();
+        for leak in process.leaks.iter_mut().skip(SITES) {
+            leak.stack = Vec::new();
+        }
+        process
+    });
+    Document {
+        processes: processes.collect(),
+        coverage: document.coverage.clone(),
+        memtrace: document.memtrace.clone(),
+        kernel: document.kernel.clone(),
+        arch: document.arch.clone(),
+        schema: document.schema,
+    }
+}
+
 /// `summary`.
 pub(super) struct Summary;
 
 impl Report for Summary {
     fn name(&self) -> &'static str {
-        "summary"
+        SUMMARY
     }
 
     fn about(&self) -> &'static str {
@@ -257,6 +286,20 @@ mod tests {
     use super::*;
     use crate::report::document::Exit;
     use crate::report::{fixture, rendered};
+
+    #[test]
+    fn an_excerpt_is_all_that_is_read() {
+        let document = fixture::leaky();
+        let excerpt = excerpt(&document);
+        assert!(
+            !document.processes[0].regions.is_empty() && excerpt.processes[0].regions.is_empty()
+        );
+        let style = Style::default();
+        assert_eq!(
+            rendered("summary", &excerpt, &style),
+            rendered("summary", &document, &style)
+        );
+    }
 
     #[test]
     fn one_process() {

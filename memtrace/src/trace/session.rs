@@ -30,6 +30,7 @@ use crate::{
         sideband::Sideband,
         tracefs::Tracefs,
     },
+    report::{self, document::Document},
     seed,
     stack::symbolize::Mapping,
     store::recording::{WriteError, Writer},
@@ -260,13 +261,14 @@ impl Session {
             tid: 0,
             kind: end,
         });
+        let document = self.model.document();
         if let Some(recording) = self.recording.take()
-            && let Err(error) = recording.finish()
+            && let Err(error) = close(recording, &document)
         {
             self.stop_recording(error);
         }
         Finished {
-            model: self.model,
+            document,
             recording_failure: self.recording_failure,
         }
     }
@@ -478,9 +480,20 @@ impl Session {
 /// A trace that ended.
 pub struct Finished {
     /// All that was seen.
-    pub model: Model,
+    pub document: Document,
     /// Why the recording is not whole.
     pub recording_failure: Option<WriteError>,
+}
+
+/// Ends a recording with what the summary report reads, so that it need not be replayed for that.
+fn close(recording: Writer, document: &Document) -> Result<u64, WriteError> {
+    match serde_json::to_vec(&report::excerpt(document)) {
+        Ok(summary) => recording.finish_with(&summary),
+        Err(error) => {
+            log::debug!("no summary: {error}");
+            recording.finish()
+        }
+    }
 }
 
 fn machine() -> Event {

@@ -42,20 +42,27 @@ impl<T: Copy> Named<T> {
     }
 }
 
+/// What the next row's steps lead on from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Last {
+    time_ns: u64,
+    address: u64,
+}
+
 /// A batch, row by row.
 pub(super) struct Rows {
     row: usize,
     rows: usize,
+    last: Last,
     kind: Named<Tag>,
-    time_ns: UInt64Array,
+    time_step_ns: Int64Array,
     pid: UInt32Array,
     tid: UInt32Array,
     function: Named<Function>,
-    address: UInt64Array,
+    address_step: Int64Array,
     size: UInt64Array,
     stack: UInt64Array,
     old_address: UInt64Array,
-    entered_ns: UInt64Array,
     frames: ListArray,
     frames_truncated: BooleanArray,
     ip: UInt64Array,
@@ -73,8 +80,8 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// The rows of a batch that has the schema of recordings.
-    pub(super) fn new(batch: &RecordBatch) -> Result<Self, String> {
+    /// The rows of a batch that has the schema of recordings; `last` is what the batch before ended with.
+    pub(super) fn new(batch: &RecordBatch, last: Last) -> Result<Self, String> {
         let functions = |name: &str| {
             FUNCTIONS
                 .iter()
@@ -91,22 +98,22 @@ impl Rows {
         Ok(Self {
             row: 0,
             rows: batch.num_rows(),
+            last,
             kind: Named::new(
                 column(batch, "kind", |array| array.as_dictionary_opt())?,
                 kinds,
             )?,
-            time_ns: numbers::<UInt64Type>(batch, "time_ns")?,
+            time_step_ns: numbers::<Int64Type>(batch, "time_step_ns")?,
             pid: numbers::<UInt32Type>(batch, "pid")?,
             tid: numbers::<UInt32Type>(batch, "tid")?,
             function: Named::new(
                 column(batch, "function", |array| array.as_dictionary_opt())?,
                 functions,
             )?,
-            address: numbers::<UInt64Type>(batch, "address")?,
+            address_step: numbers::<Int64Type>(batch, "address_step")?,
             size: numbers::<UInt64Type>(batch, "size")?,
             stack: numbers::<UInt64Type>(batch, "stack")?,
             old_address: numbers::<UInt64Type>(batch, "old_address")?,
-            entered_ns: numbers::<UInt64Type>(batch, "entered_ns")?,
             frames: column(batch, "frames", |array| array.as_list_opt::<i32>())?.clone(),
             frames_truncated: bits(batch, "frames_truncated")?,
             ip: numbers::<UInt64Type>(batch, "ip")?,
@@ -140,21 +147,45 @@ impl Rows {
         )
     }
 
-    fn event(&self, row: usize) -> Result<Event, String> {
+    /// Rows that were not taken yet.
+    pub(super) fn left(&self) -> usize {
+        self.rows - self.row
+    }
+
+    /// What the rows taken so far lead on to.
+    pub(super) fn last(&self) -> Last {
+        self.last
+    }
+
+    fn event(&mut self, row: usize) -> Result<Event, String> {
         let kind = self.kind.get(row).ok_or("its kind is unknown")?;
+        let step = need(&self.time_step_ns, row, "time_step_ns")?;
+        self.last.time_ns = self.last.time_ns.wrapping_add_signed(step);
         Ok(Event {
-            time_ns: need(&self.time_ns, row, "time_ns")?,
+            time_ns: self.last.time_ns,
             pid: need(&self.pid, row, "pid")?,
             tid: need(&self.tid, row, "tid")?,
             kind: self.kind(kind, row)?,
         })
     }
 
-    fn kind(&self, tag: Tag, row: usize) -> Result<EventKind, String> {
+    fn address(&mut self, row: usize) -> Result<u64, String> {
+        let step = need(&self.address_step, row, "address_step")?;
+        self.last.address = self.last.address.wrapping_add_signed(step);
+        Ok(self.last.address)
+    }
+
+    /// When what is told by this row began.
+    fn entered_ns(&self, row: usize) -> Result<u64, String> {
+        let latency_ns = need(&self.latency_ns, row, "latency_ns")?;
+        Ok(self.last.time_ns.wrapping_sub(latency_ns))
+    }
+
+    fn kind(&mut self, tag: Tag, row: usize) -> Result<EventKind, String> {
         Ok(match tag {
             Tag::Alloc => EventKind::Alloc {
                 function: self.function.get(row).ok_or("its function is unknown")?,
-                address: need(&self.address, row, "address")?,
+                address: self.address(row)?,
                 size: need(&self.size, row, "size")?,
                 stack: need(&self.stack, row, "stack")?,
             },
@@ -163,12 +194,12 @@ impl Rows {
                 size: need(&self.size, row, "size")?,
             },
             Tag::Free => EventKind::Free {
-                address: need(&self.address, row, "address")?,
+                address: self.address(row)?,
             },
             Tag::Realloc => EventKind::Realloc {
-                entered_ns: need(&self.entered_ns, row, "entered_ns")?,
+                entered_ns: self.entered_ns(row)?,
                 old_address: need(&self.old_address, row, "old_address")?,
-                new_address: need(&self.address, row, "address")?,
+                new_address: self.address(row)?,
                 size: need(&self.size, row, "size")?,
                 stack: need(&self.stack, row, "stack")?,
             },
@@ -178,7 +209,7 @@ impl Rows {
                 truncated: need_bit(&self.frames_truncated, row, "frames_truncated")?,
             },
             Tag::Fault => EventKind::Fault {
-                address: need(&self.address, row, "address")?,
+                address: self.address(row)?,
                 ip: need(&self.ip, row, "ip")?,
                 latency_ns: get(&self.latency_ns, row),
                 access: self.access(row)?,
@@ -231,7 +262,7 @@ impl Rows {
         let arguments = list(&self.arguments, row, "arguments")?;
         Ok(Syscall {
             call: self.call.get(row).ok_or("its call is unknown")?,
-            entered_ns: need(&self.entered_ns, row, "entered_ns")?,
+            entered_ns: self.entered_ns(row)?,
             result: need(&self.result, row, "result")?,
             arguments: arguments
                 .try_into()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow_array::{
     ArrayRef, ArrowPrimitiveType, BooleanArray, DictionaryArray, Int8Array, PrimitiveArray,
-    RecordBatch, StringArray, UInt32Array, UInt64Array,
+    RecordBatch, StringArray, UInt32Array,
     builder::{ListBuilder, PrimitiveBuilder, StringBuilder, UInt64Builder},
     types::{Int8Type, Int64Type, UInt64Type},
 };
@@ -67,6 +67,25 @@ impl Sparse<bool> {
     }
 }
 
+/// A column of differences to the value before, in whatever row it stands: small where values are near each other,
+/// and small numbers compress well. The first one is the difference to 0.
+#[derive(Default)]
+struct Steps {
+    last: u64,
+    steps: Sparse<i64>,
+}
+
+impl Steps {
+    fn set(&mut self, row: usize, value: u64) {
+        let step = value.wrapping_sub(std::mem::replace(&mut self.last, value));
+        self.steps.set(row, step as i64);
+    }
+
+    fn finish(&mut self, rows: usize) -> PrimitiveArray<Int64Type> {
+        self.steps.finish(rows)
+    }
+}
+
 /// A nullable column of lists of numbers.
 struct Lists {
     builder: ListBuilder<UInt64Builder>,
@@ -124,15 +143,14 @@ pub(super) struct Rows {
     call_names: Names,
     variable_bytes: usize,
     kind: Vec<i8>,
-    time_ns: Vec<u64>,
+    time_step_ns: Steps,
     pid: Vec<u32>,
     tid: Vec<u32>,
     function: Sparse<i8>,
-    address: Sparse<u64>,
+    address_step: Steps,
     size: Sparse<u64>,
     stack: Sparse<u64>,
     old_address: Sparse<u64>,
-    entered_ns: Sparse<u64>,
     frames: Lists,
     frames_truncated: Sparse<bool>,
     ip: Sparse<u64>,
@@ -158,15 +176,14 @@ impl Rows {
             call_names: Names::new(CALLS.iter().map(|(_, name)| *name)),
             variable_bytes: 0,
             kind: Vec::new(),
-            time_ns: Vec::new(),
+            time_step_ns: Steps::default(),
             pid: Vec::new(),
             tid: Vec::new(),
             function: Sparse::default(),
-            address: Sparse::default(),
+            address_step: Steps::default(),
             size: Sparse::default(),
             stack: Sparse::default(),
             old_address: Sparse::default(),
-            entered_ns: Sparse::default(),
             frames: Lists::new(),
             frames_truncated: Sparse::default(),
             ip: Sparse::default(),
@@ -216,7 +233,7 @@ impl Rows {
     pub(super) fn push(&mut self, event: &Event, detail: Option<String>) {
         let row = self.kind.len();
         self.kind.push(Tag::of(&event.kind) as i8);
-        self.time_ns.push(event.time_ns);
+        self.time_step_ns.set(row, event.time_ns);
         self.pid.push(event.pid);
         self.tid.push(event.tid);
         if let Some(detail) = detail {
@@ -231,7 +248,7 @@ impl Rows {
                 stack,
             } => {
                 self.function.set(row, function_key(*function));
-                self.address.set(row, *address);
+                self.address_step.set(row, *address);
                 self.size.set(row, *size);
                 self.stack.set(row, *stack);
             }
@@ -239,7 +256,7 @@ impl Rows {
                 self.function.set(row, function_key(*function));
                 self.size.set(row, *size);
             }
-            EventKind::Free { address } => self.address.set(row, *address),
+            EventKind::Free { address } => self.address_step.set(row, *address),
             EventKind::Realloc {
                 entered_ns,
                 old_address,
@@ -247,9 +264,10 @@ impl Rows {
                 size,
                 stack,
             } => {
-                self.entered_ns.set(row, *entered_ns);
+                let latency_ns = event.time_ns.wrapping_sub(*entered_ns);
+                self.latency_ns.set(row, latency_ns);
                 self.old_address.set(row, *old_address);
-                self.address.set(row, *new_address);
+                self.address_step.set(row, *new_address);
                 self.size.set(row, *size);
                 self.stack.set(row, *stack);
             }
@@ -269,14 +287,18 @@ impl Rows {
                 latency_ns,
                 access,
             } => {
-                self.address.set(row, *address);
+                self.address_step.set(row, *address);
                 self.ip.set(row, *ip);
                 if let Some(latency_ns) = latency_ns {
                     self.latency_ns.set(row, *latency_ns);
                 }
                 self.set_access(row, access);
             }
-            EventKind::Syscall(syscall) => self.set_syscall(row, syscall),
+            EventKind::Syscall(syscall) => {
+                let latency_ns = event.time_ns.wrapping_sub(syscall.entered_ns);
+                self.latency_ns.set(row, latency_ns);
+                self.set_syscall(row, syscall);
+            }
             // The others are in `detail`, or are nothing but their kind.
             _ => {}
         }
@@ -294,7 +316,6 @@ impl Rows {
 
     fn set_syscall(&mut self, row: usize, syscall: &Syscall) {
         self.call.set(row, call_key(syscall.call));
-        self.entered_ns.set(row, syscall.entered_ns);
         self.result.set(row, syscall.result);
         self.arguments.set(row, &syscall.arguments);
         self.offset.set(row, syscall.offset);
@@ -308,15 +329,14 @@ impl Rows {
         let columns: Vec<ArrayRef> = vec![
             self.kind_names
                 .column(Int8Array::from_iter_values(self.kind.drain(..)))?,
-            Arc::new(UInt64Array::from_iter_values(self.time_ns.drain(..))),
+            Arc::new(self.time_step_ns.finish(rows)),
             Arc::new(UInt32Array::from_iter_values(self.pid.drain(..))),
             Arc::new(UInt32Array::from_iter_values(self.tid.drain(..))),
             self.function_names.column(self.function.finish(rows))?,
-            Arc::new(self.address.finish::<UInt64Type>(rows)),
+            Arc::new(self.address_step.finish(rows)),
             Arc::new(self.size.finish::<UInt64Type>(rows)),
             Arc::new(self.stack.finish::<UInt64Type>(rows)),
             Arc::new(self.old_address.finish::<UInt64Type>(rows)),
-            Arc::new(self.entered_ns.finish::<UInt64Type>(rows)),
             self.frames.finish(rows),
             self.frames_truncated.finish_bits(rows),
             Arc::new(self.ip.finish::<UInt64Type>(rows)),

@@ -82,14 +82,14 @@ pub enum ReadError {
         /// What it is instead.
         what: &'static str,
     },
-    /// A later memtrace wrote it.
-    #[error("the recording {} has format {version}, this memtrace reads up to {supported}; use a newer memtrace", path.display())]
-    Newer {
+    /// Another version of memtrace wrote it.
+    #[error("the recording {} has format {version}, this memtrace reads format {supported}; use the memtrace that wrote it", path.display())]
+    OtherFormat {
         /// The recording.
         path: PathBuf,
         /// Its format.
         version: u32,
-        /// The newest format this memtrace knows.
+        /// The format that this memtrace reads.
         supported: u32,
     },
     /// Bytes were changed. The events before this place were given out and are good.

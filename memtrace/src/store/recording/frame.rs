@@ -193,7 +193,7 @@ fn check_sizes(message: Message<'_>, body: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..)
         .and_then(|rest| rest.first_chunk())
@@ -201,7 +201,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// CRC-32 (IEEE 802.3, as zlib's crc32 and Python's zlib.crc32).
-fn crc32(parts: &[&[u8]]) -> u32 {
+pub(super) fn crc32(parts: &[&[u8]]) -> u32 {
     !parts.iter().fold(!0, |crc, part| extend_crc32(crc, part))
 }
 

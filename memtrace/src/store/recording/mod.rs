@@ -1,13 +1,14 @@
 //! Recordings: [`Event`](crate::event::Event)s on disk, readable by any Arrow implementation.
 //!
 //! A recording is an Arrow IPC *stream*: a schema, then record batches, each compressed with zstd,
-//! then an end mark. docs/RECORDING.md documents the columns; this module is the only place that
+//! then an end mark, and behind it a summary. docs/RECORDING.md documents the columns; this module is the only place that
 //! knows them.
 //!
 //! - [`Writer`] collects events and writes them a batch at a time. The caller says when what was
 //!   collected must be on disk ([`Writer::flush`]); what was flushed survives whatever follows.
 //! - [`Reader`] gives the same events back with one batch in memory. A recording without its end
 //!   mark was cut: all its whole batches are read, and [`Reader::truncated`] says so.
+//! - [`Reader::summary`] gives what the writer put behind the end mark, without reading the events.
 //!
 //! A recording may come from anywhere, and is believed in nothing: each message carries checksums
 //! that other tools take for padding (`frame.rs`), lengths are compared with fixed limits before
@@ -15,6 +16,7 @@
 //!
 //! Not here: when to flush (the live path knows), and what an event means (the model knows).
 
+mod ahead;
 mod decode;
 mod detail;
 mod encode;
@@ -22,6 +24,7 @@ mod error;
 mod frame;
 mod reader;
 mod schema;
+mod summary;
 mod writer;
 
 #[cfg(test)]
@@ -29,6 +32,7 @@ mod samples;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::read_ahead;
 pub use error::{ReadError, WriteError};
 pub use reader::Reader;
 pub use schema::FORMAT_VERSION;

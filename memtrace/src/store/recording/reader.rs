@@ -18,9 +18,10 @@ use arrow_schema::{ArrowError, Schema, SchemaRef};
 
 use super::{
     ReadError,
-    decode::Rows,
+    decode::{Last, Rows},
     frame::{self, Frame, Next},
     schema::{self, FORMAT_KEY, FORMAT_VERSION, PROGRAM_KEY},
+    summary,
 };
 use crate::event::Event;
 
@@ -42,6 +43,7 @@ pub struct Reader {
     written_by: String,
     /// The batch that events are taken from, and where it began.
     batch: Option<(u64, Rows)>,
+    last: Last,
     state: State,
 }
 
@@ -80,6 +82,7 @@ impl Reader {
             dictionaries: HashMap::new(),
             written_by: String::new(),
             batch: None,
+            last: Last::default(),
             state: State::Reading,
         };
         reader.read_schema()?;
@@ -94,7 +97,10 @@ impl Reader {
                 match rows.next() {
                     Some(Ok(event)) => return Ok(Some(event)),
                     Some(Err(what)) => return Err(self.damaged(offset, what)),
-                    None => self.batch = None,
+                    None => {
+                        self.last = rows.last();
+                        self.batch = None;
+                    }
                 }
             }
             if self.state != State::Reading {
@@ -102,6 +108,29 @@ impl Reader {
             }
             self.read_message()?;
         }
+    }
+
+    /// The events of the next batch, or what is left of the present one; `None` at the end.
+    pub fn next_batch(&mut self) -> Result<Option<Vec<Event>>, ReadError> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next_event()? {
+            events.push(event);
+            let rows = self.batch.as_ref().map_or(0, |(_, rows)| rows.left());
+            if rows == 0 {
+                break;
+            }
+            events.reserve(rows);
+        }
+        Ok((!events.is_empty()).then_some(events))
+    }
+
+    /// What the writer put behind the end mark. `None` where it put nothing there, where the recording was cut, and
+    /// where another version of memtrace wrote it, which may have counted otherwise. Reads no events.
+    pub fn summary(&self) -> Option<Vec<u8>> {
+        if self.written_by != env!("CARGO_PKG_VERSION") {
+            return None;
+        }
+        summary::find(&mut File::open(&self.path).ok()?).ok()?
     }
 
     /// The recording stopped before its end mark. Known once [`Reader::next_event`] has given `None`.
@@ -174,9 +203,9 @@ impl Reader {
         let version = version
             .parse::<u32>()
             .map_err(|_| self.damaged(0, "its format has no number"))?;
-        if version > FORMAT_VERSION {
+        if version != FORMAT_VERSION {
             let path = self.path.clone();
-            return Err(ReadError::Newer {
+            return Err(ReadError::OtherFormat {
                 path,
                 version,
                 supported: FORMAT_VERSION,
@@ -203,7 +232,8 @@ impl Reader {
                     .map_err(|what| self.damaged(offset, what))?;
                 self.offset += length;
                 if let Some(batch) = batch {
-                    let rows = Rows::new(&batch).map_err(|what| self.damaged(offset, what))?;
+                    let rows =
+                        Rows::new(&batch, self.last).map_err(|what| self.damaged(offset, what))?;
                     self.batch = Some((offset, rows));
                 }
             }
@@ -215,12 +245,13 @@ impl Reader {
         Ok(())
     }
 
-    /// Behind the end mark there is nothing, unless the mark is a damaged message.
+    /// Behind the end mark there is a summary or nothing, unless the mark is a damaged message.
     fn end(&mut self, offset: u64) -> Result<(), ReadError> {
-        let mut rest = [0; 1];
-        match self.source.read(&mut rest) {
-            Ok(0) => {
-                self.offset += frame::END.len() as u64;
+        let mut rest = Vec::new();
+        let limited = self.source.by_ref().take(summary::BLOCK_BYTES);
+        match { limited }.read_to_end(&mut rest) {
+            Ok(length) if length == 0 || summary::is_block(&rest) => {
+                self.offset += (frame::END.len() + length) as u64;
                 self.state = State::Ended;
                 Ok(())
             }

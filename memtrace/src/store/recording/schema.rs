@@ -9,9 +9,8 @@ use memtrace_common::{heap::Function, record::Call};
 
 use crate::event::EventKind;
 
-/// The format that this memtrace writes, and the newest that it reads. It rises when an older
-/// memtrace would misread the columns.
-pub const FORMAT_VERSION: u32 = 1;
+/// The format that this memtrace writes and reads. It rises when the columns change.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Schema metadata that makes an Arrow stream a recording; the value is the format's version.
 pub(super) const FORMAT_KEY: &str = "memtrace.format";
@@ -135,15 +134,14 @@ pub(super) fn schema() -> Schema {
     let optional = |name: &str, data_type| Field::new(name, data_type, true);
     let fields = vec![
         Field::new("kind", names(), false),
-        Field::new("time_ns", DataType::UInt64, false),
+        Field::new("time_step_ns", DataType::Int64, false),
         Field::new("pid", DataType::UInt32, false),
         Field::new("tid", DataType::UInt32, false),
         optional("function", names()),
-        optional("address", DataType::UInt64),
+        optional("address_step", DataType::Int64),
         optional("size", DataType::UInt64),
         optional("stack", DataType::UInt64),
         optional("old_address", DataType::UInt64),
-        optional("entered_ns", DataType::UInt64),
         optional("frames", numbers()),
         optional("frames_truncated", DataType::Boolean),
         optional("ip", DataType::UInt64),

@@ -14,7 +14,7 @@ use arrow_ipc::{
 use arrow_schema::{ArrowError, SchemaRef};
 
 use super::{
-    BATCH_ROWS, BATCH_VARIABLE_BYTES, EVENT_BYTES, WriteError, encode::Rows, frame, schema,
+    BATCH_ROWS, BATCH_VARIABLE_BYTES, EVENT_BYTES, WriteError, encode::Rows, frame, schema, summary,
 };
 use crate::event::{Event, EventKind};
 
@@ -180,6 +180,16 @@ impl Writer {
     pub fn finish(mut self) -> Result<u64, WriteError> {
         self.flush()?;
         self.encoder.out.extend_from_slice(&frame::END);
+        self.write_out()?;
+        Ok(self.written)
+    }
+
+    /// As [`Writer::finish`], with a summary that [`Reader::summary`](super::Reader::summary) gives.
+    pub fn finish_with(mut self, summary: &[u8]) -> Result<u64, WriteError> {
+        self.flush()?;
+        self.encoder.out.extend_from_slice(&frame::END);
+        summary::append(&mut self.encoder.out, summary)
+            .map_err(|error| self.encode_error(error.to_string()))?;
         self.write_out()?;
         Ok(self.written)
     }
