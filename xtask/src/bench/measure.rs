@@ -2,28 +2,27 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, BufReader, Write as _},
     path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde_json::Value;
 
 use super::{
+    redis,
     rows::Row,
+    running::Running,
     tool::{Observer, Tool},
-    workload::Place,
+    workload::{Place, Workload},
 };
 
 /// For a tool to be attached.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Rounds of a row, however long they take.
+const FEWEST_ROUNDS: usize = 3;
 
 /// One run of a workload.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,6 +44,16 @@ pub struct Sample {
     pub lost: Option<f64>,
 }
 
+/// What a workload did, and what it took.
+pub struct Worked {
+    /// Operations.
+    pub operations: f64,
+    /// CPU time of all of them, in nanoseconds.
+    pub cpu_ns: f64,
+    /// Elapsed time of all of them, in nanoseconds.
+    pub wall_ns: f64,
+}
+
 /// The runs of one tool, or why there are none.
 pub struct Cell {
     /// Which.
@@ -56,7 +65,7 @@ pub struct Cell {
 }
 
 /// Measures a row. A tool that fails is told in the table, and the others go on.
-pub fn row(row: &Row, place: &Place) -> Result<Vec<Cell>> {
+pub fn row(row: &Row, place: &Place) -> Vec<Cell> {
     let mut cells: Vec<Cell> = row
         .tools
         .iter()
@@ -66,7 +75,11 @@ pub fn row(row: &Row, place: &Place) -> Result<Vec<Cell>> {
             failure: None,
         })
         .collect();
-    for _ in 0..row.rounds {
+    let start = Instant::now();
+    for round in 0..row.rounds {
+        if round >= FEWEST_ROUNDS && start.elapsed() > row.limit {
+            break;
+        }
         for cell in cells.iter_mut().filter(|cell| cell.failure.is_none()) {
             match run(row, cell.tool, place) {
                 Ok(sample) => cell.samples.push(sample),
@@ -74,36 +87,30 @@ pub fn row(row: &Row, place: &Place) -> Result<Vec<Cell>> {
             }
         }
     }
-    if cells.iter().all(|cell| cell.samples.is_empty()) {
-        let why = cells.into_iter().find_map(|cell| cell.failure);
-        bail!("{}: {}", row.name, why.unwrap_or_default());
-    }
-    Ok(cells)
+    cells
 }
 
 fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
-    let (light, heavy) = row.workload.operations();
-    let operations = if tool.is_light() { light } else { heavy };
+    let operations = row.workload.operations(tool);
     let report = place.directory.join("report");
     if report.exists() {
         fs::remove_file(&report).context("cannot remove the last report")?;
     }
     let workload = row.workload.command(place, operations);
-    let mut command = tool.launch(place, &workload, &report);
-    command.stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = Running::start(&mut command)?;
-    child.line(|line| line == "ready")?;
+    let mut child = Running::start(&tool.launch(place, &workload, &report))?;
+    child.line(|line| line == "ready" || line.ends_with(redis::READY))?;
     let mut observer = tool
-        .observer(place, child.pid())
-        .map(|observer| observe(observer, place))
+        .observer(place, row.workload, child.pid())
+        .map(observe)
         .transpose()?;
-    let result = child.work()?;
-    let number = |key: &str| result[key].as_f64().with_context(|| format!("no {key}"));
-    let done = number("operations")?;
+    let worked = match row.workload {
+        Workload::Redis => redis::work(place, operations)?,
+        _ => worked(&child.work()?)?,
+    };
     let mut sample = Sample {
-        cpu_ns: number("cpu_ns")? / done,
-        wall_ns: number("wall_ns")? / done,
-        operations: done,
+        cpu_ns: worked.cpu_ns / worked.operations,
+        wall_ns: worked.wall_ns / worked.operations,
+        operations: worked.operations,
         ..Sample::default()
     };
     let of_tool = match (&observer, tool) {
@@ -116,7 +123,7 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
     }
     if let Some(observer) = &mut observer {
         observer.interrupt()?;
-        sample.lost = Some(lost_by_observer(place));
+        sample.lost = Some(lost_by_observer(place)).filter(|_| !tool.is_beside());
     }
     child.end()?;
     if tool.is_memtrace() {
@@ -125,103 +132,37 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
     Ok(sample)
 }
 
-fn observe(observer: Observer, place: &Place) -> Result<Running> {
-    let said = place.directory.join("observer");
-    let file = fs::File::create(&said).context("cannot keep what the observer says")?;
-    let errors = file
-        .try_clone()
-        .context("cannot keep what the observer says")?;
-    let mut command = observer.command;
-    let mut running = Running::start(command.stdout(file).stderr(errors))?;
+fn worked(result: &Value) -> Result<Worked> {
+    let number = |key: &str| result[key].as_f64().with_context(|| format!("no {key}"));
+    Ok(Worked {
+        operations: number("operations")?,
+        cpu_ns: number("cpu_ns")?,
+        wall_ns: number("wall_ns")?,
+    })
+}
+
+fn observe(observer: Observer) -> Result<Running> {
+    let mut running = Running::start(&observer.command)?;
     let deadline = Instant::now() + DEADLINE;
-    loop {
-        let text = fs::read_to_string(&said).unwrap_or_default();
-        if text.contains(observer.ready) {
-            return Ok(running);
-        }
-        if let Some(status) = running.child.try_wait()? {
-            bail!("{status}: {}", text.trim());
+    let said = || fs::read_to_string(&observer.said).unwrap_or_default();
+    while !said().contains(observer.ready) {
+        if let Some(status) = running.ended()? {
+            bail!("{status}: {}", said().trim());
         }
         if Instant::now() > deadline {
-            bail!("not ready after {} s: {}", DEADLINE.as_secs(), text.trim());
+            bail!(
+                "not ready after {} s: {}",
+                DEADLINE.as_secs(),
+                said().trim()
+            );
         }
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// A process of the bench; killed where it did not end before this goes.
-struct Running {
-    child: Child,
-    output: Option<BufReader<ChildStdout>>,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Result<Self> {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-        let output = child.stdout.take().map(BufReader::new);
-        Ok(Self { child, output })
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The next line of the output that passes.
-    fn line(&mut self, is_it: impl Fn(&str) -> bool) -> Result<String> {
-        let output = self.output.as_mut().context("no output")?;
-        let mut line = String::new();
-        loop {
-            line.clear();
-            if output.read_line(&mut line).context("cannot read")? == 0 {
-                bail!("the workload ended without a result");
-            }
-            if is_it(line.trim()) {
-                return Ok(line);
-            }
-        }
-    }
-
-    /// Lets a workload that said that it is ready work, and takes what it tells.
-    fn work(&mut self) -> Result<Value> {
-        let mut input = self.child.stdin.take().context("no input")?;
-        input.write_all(b"\n").context("the workload is gone")?;
-        let line = self.line(|line| line.starts_with("{\"operations\""))?;
-        serde_json::from_str(&line).context("the workload's result")
-    }
-
-    fn end(mut self) -> Result<()> {
-        if let Some(output) = &mut self.output {
-            io::copy(output, &mut io::sink()).context("cannot read")?;
-        }
-        let status = self.child.wait()?;
-        if !status.success() {
-            bail!("{status}");
-        }
-        Ok(())
-    }
-
-    fn interrupt(&mut self) -> Result<()> {
-        kill(Pid::from_raw(self.pid() as i32), Signal::SIGINT)?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            // It is ours and has not been waited for: the pid is its own.
-            _ = self.child.kill();
-            _ = self.child.wait();
-        }
-    }
+    Ok(running)
 }
 
 /// User and system time of a process, without what it waited for.
-fn cpu_ns(pid: u32) -> Option<f64> {
+pub fn cpu_ns(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // proc_pid_stat(5): utime and stime are the 12th and 13th after the name, in hundredths of a second.
     let (_, fields) = stat.rsplit_once(')')?;
@@ -246,7 +187,7 @@ fn told(report: &Path) -> Result<(Option<f64>, Option<f64>)> {
 
 /// What bpftrace says it lost: a line for each loss, `Lost N events`.
 fn lost_by_observer(place: &Place) -> f64 {
-    let said = fs::read_to_string(place.directory.join("observer")).unwrap_or_default();
+    let said = fs::read_to_string(place.observed()).unwrap_or_default();
     let lost = said.lines().filter_map(|line| line.strip_prefix("Lost "));
     let counts = lost.filter_map(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
     // The sum of no number is -0.

@@ -2,10 +2,12 @@
 //!
 //! A [`row`](rows) is a workload under several [tools](tool). The tools take turns, round by round, so that what
 //! disturbs the machine disturbs all of them ([`measure`]). Ratios are taken within a round; what is printed is
-//! their median with a 95 % bound ([`statistics`]).
+//! their median with a 95 % bound ([`statistics`]). All rows take a quarter of an hour at most.
 
 mod measure;
+mod redis;
 mod rows;
+mod running;
 mod statistics;
 mod table;
 mod tool;
@@ -51,13 +53,20 @@ impl Bench {
             bail!("no such row; there are: {}", names.join(", "));
         }
         println!("{}\n", table::machine());
-        let mut results = Vec::new();
+        let (mut measured, mut results) = (Vec::new(), Vec::new());
         for row in chosen {
-            say(&format!("{}: {} rounds", row.name, row.rounds));
-            let result = measure::row(row, &place)?;
-            println!("{}", table::text(row, &result));
-            results.push(table::json(row, &result));
+            say(&format!(
+                "{}: {} rounds, or {} s of them",
+                row.name,
+                row.rounds,
+                row.limit.as_secs()
+            ));
+            let cells = measure::row(row, &place);
+            println!("{}", table::text(row, &cells, &measured));
+            results.push(table::json(row, &cells, &measured));
+            measured.push(table::Measured { row, cells });
         }
+        println!("{}", table::claims(&measured));
         if let Some(path) = &self.json {
             let all = serde_json::json!({ "machine": table::machine(), "rows": results });
             fs::write(path, format!("{all:#}\n"))

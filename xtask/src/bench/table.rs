@@ -5,11 +5,19 @@ use std::{fmt::Write as _, fs};
 use serde_json::{Value, json};
 
 use super::{
-    measure::Cell,
-    rows::{Claim, Row},
+    measure::{Cell, Sample},
+    rows::{Claim, Clock, Row},
     statistics::{Median, ratio},
     tool::Tool,
 };
+
+/// A row that was measured.
+pub struct Measured {
+    /// Which.
+    pub row: &'static Row,
+    /// Its tools.
+    pub cells: Vec<Cell>,
+}
 
 /// Processors, kernel, and whether it is a virtual machine.
 pub fn machine() -> String {
@@ -32,8 +40,12 @@ pub fn machine() -> String {
     format!("{processors} × {name}, Linux {}: {guest}.", kernel.trim())
 }
 
-fn times(cell: &Cell) -> Vec<f64> {
-    cell.samples.iter().map(|sample| sample.cpu_ns).collect()
+fn times(clock: Clock, cell: &Cell) -> Vec<f64> {
+    let time = |sample: &Sample| match clock {
+        Clock::Cpu => sample.cpu_ns,
+        Clock::Wall => sample.wall_ns,
+    };
+    cell.samples.iter().map(time).collect()
 }
 
 fn find(cells: &[Cell], is_it: impl Fn(Tool) -> bool) -> Option<&Cell> {
@@ -49,15 +61,22 @@ fn references(cells: &[Cell]) -> [(&'static str, Option<&Cell>); 3] {
     ]
 }
 
-fn compare(cell: &Cell, to: Option<&Cell>) -> Option<Median> {
-    ratio(&times(cell), &times(to?))
+fn compare(clock: Clock, cell: &Cell, to: Option<&Cell>) -> Option<Median> {
+    ratio(&times(clock, cell), &times(clock, to?))
 }
 
-/// A Markdown table, and under it what must hold.
-pub fn text(row: &Row, cells: &[Cell]) -> String {
+/// A Markdown table, and under it what must hold. `earlier` rows are what some of that is compared with.
+pub fn text(row: &Row, cells: &[Cell], earlier: &[Measured]) -> String {
+    let rounds = cells.iter().map(|cell| cell.samples.len()).max();
+    let clock = match row.clock {
+        Clock::Cpu => "CPU time",
+        Clock::Wall => "elapsed time",
+    };
     let mut out = format!(
-        "{} ({}): CPU time, medians of {} rounds and their 95 % bounds\n\n",
-        row.name, row.operation, row.rounds
+        "{} ({}): {clock}, medians of {} rounds and their 95 % bounds\n\n",
+        row.name,
+        row.operation,
+        rounds.unwrap_or(0)
     );
     out += "| tool | time | bounds | × untraced | × floor | × memtrace | lost | tool's CPU | tool's memory |\n";
     out += "| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n";
@@ -67,15 +86,15 @@ pub fn text(row: &Row, cells: &[Cell]) -> String {
             let failure = failure.lines().next().unwrap_or_default();
             _ = writeln!(out, "| {name} | failed: {failure} | | | | | | | |");
         }
-        let Some(time) = Median::of(&times(cell)) else {
+        let Some(time) = Median::of(&times(row.clock, cell)) else {
             continue;
         };
         _ = write!(out, "| {name} | {} | {}", ns(time.value), bounds(time));
         for (_, reference) in references(cells) {
-            let ratio = compare(cell, reference);
+            let ratio = compare(row.clock, cell, reference);
             _ = write!(out, " | {}", ratio.map(factor).unwrap_or_default());
         }
-        let sum = |of: fn(&super::measure::Sample) -> Option<f64>| {
+        let sum = |of: fn(&Sample) -> Option<f64>| {
             let values: Vec<f64> = cell.samples.iter().filter_map(of).collect();
             (!values.is_empty()).then(|| values.iter().sum::<f64>())
         };
@@ -96,61 +115,147 @@ pub fn text(row: &Row, cells: &[Cell]) -> String {
         );
     }
     for claim in row.claims {
-        _ = writeln!(out, "\n{}", judge(row, cells, claim));
+        let verdict = judge(row, cells, claim, earlier);
+        _ = writeln!(out, "\n{}: {}", verdict.what, verdict.measured);
     }
     out
 }
 
-/// A claim with the figure, or why there is none.
-fn judge(row: &Row, cells: &[Cell], claim: &Claim) -> String {
-    let added = if claim.added { "added time of " } else { "" };
-    let what = format!(
-        "{added}{} ≤ {:.3} × {}",
-        claim.of.name(),
-        claim.limit,
-        claim.to.name()
-    );
-    let Some(measured) = measured(row, cells, claim) else {
-        return format!("{what}: not measured");
-    };
-    let verdict = if measured.value <= claim.limit {
-        "met"
-    } else {
-        "NOT met"
-    };
-    format!(
-        "{what}: {verdict}, {:.3} ({:.3} to {:.3})",
-        measured.value, measured.low, measured.high
-    )
+/// A claim, and what was found.
+struct Verdict {
+    what: String,
+    measured: String,
+    met: Option<bool>,
 }
 
-fn measured(row: &Row, cells: &[Cell], claim: &Claim) -> Option<Median> {
-    let of = times(find(cells, |tool| tool == claim.of)?);
-    let to = times(find(cells, |tool| tool == claim.to)?);
-    if !claim.added {
+fn judge(row: &Row, cells: &[Cell], claim: &Claim, earlier: &[Measured]) -> Verdict {
+    let (what, measured, limit) = match *claim {
+        Claim::Ratio {
+            of,
+            to,
+            limit,
+            added,
+            surely,
+        } => {
+            let added_time = if added { "added time of " } else { "" };
+            let bound = if surely { ", upper bound" } else { "" };
+            let what = format!(
+                "{added_time}{} ≤ {limit:.3} × {}{bound}",
+                of.name(),
+                to.name()
+            );
+            let measured = compared(row, cells, (of, to), added);
+            let value = measured.map(|ratio| if surely { ratio.high } else { ratio.value });
+            (what, measured.zip(value), limit)
+        }
+        Claim::Across { of, row: to, limit } => {
+            let what = format!("{} ≤ {limit:.3} × the same in {to}", of.name());
+            let measured = across(
+                row,
+                cells,
+                of,
+                earlier.iter().find(|one| one.row.name == to),
+            );
+            (what, measured.map(|ratio| (ratio, ratio.value)), limit)
+        }
+        Claim::Whole { of, rate } => return whole(cells, of, rate),
+    };
+    let Some((Median { value, low, high }, decides)) = measured else {
+        return Verdict {
+            what,
+            measured: "not measured".to_owned(),
+            met: None,
+        };
+    };
+    let met = decides <= limit;
+    let verdict = if met { "met" } else { "NOT met" };
+    Verdict {
+        what,
+        measured: format!("{verdict}, {value:.3} ({low:.3} to {high:.3})"),
+        met: Some(met),
+    }
+}
+
+fn compared(row: &Row, cells: &[Cell], (of, to): (Tool, Tool), added: bool) -> Option<Median> {
+    let of_tool = |wanted| Some(times(row.clock, find(cells, |tool| tool == wanted)?));
+    let (of, to) = (of_tool(of)?, of_tool(to)?);
+    if !added {
         return ratio(&of, &to);
     }
-    let base = times(find(cells, |tool| {
-        tool == *row.tools.first().unwrap_or(&claim.of)
-    })?);
+    let base = of_tool(*row.tools.first()?)?;
     let without = |times: &[f64]| -> Vec<f64> {
-        times
-            .iter()
-            .zip(&base)
-            .map(|(time, base)| time - base)
-            .collect()
+        let pairs = times.iter().zip(&base);
+        pairs.map(|(time, base)| time - base).collect()
     };
     ratio(&without(&of), &without(&to))
 }
 
+/// Rounds of two rows are not each other's: medians are compared, and the bounds are those of the first.
+fn across(row: &Row, cells: &[Cell], of: Tool, earlier: Option<&Measured>) -> Option<Median> {
+    let earlier = earlier?;
+    let median = |row: &Row, cells| Median::of(&times(row.clock, find(cells, |tool| tool == of)?));
+    let to = median(earlier.row, &earlier.cells)?.value;
+    let of = median(row, cells)?;
+    Some(Median {
+        value: of.value / to,
+        low: of.low / to,
+        high: of.high / to,
+    })
+}
+
+fn whole(cells: &[Cell], of: Tool, rate: f64) -> Verdict {
+    let what = format!("{} loses nothing of {rate} events a second", of.name());
+    let samples = find(cells, |tool| tool == of).map_or(&[][..], |cell| &cell.samples);
+    let of_sample = |sample: &Sample| {
+        let seconds = sample.wall_ns * sample.operations / 1e9;
+        Some((sample.lost?, sample.events? / seconds))
+    };
+    let told: Option<Vec<(f64, f64)>> = samples.iter().map(of_sample).collect();
+    let Some(told) = told.filter(|told| !told.is_empty()) else {
+        return Verdict {
+            what,
+            measured: "not measured".to_owned(),
+            met: None,
+        };
+    };
+    let lost = told.iter().fold(0.0, |sum, (lost, _)| sum + lost);
+    let slowest = told
+        .iter()
+        .map(|(_, rate)| *rate)
+        .fold(f64::INFINITY, f64::min);
+    let met = lost == 0.0 && slowest >= rate;
+    let verdict = if met { "met" } else { "NOT met" };
+    Verdict {
+        what,
+        measured: format!("{verdict}, {lost} lost of {slowest:.0} a second"),
+        met: Some(met),
+    }
+}
+
+/// All that must hold, as a Markdown table.
+pub fn claims(rows: &[Measured]) -> String {
+    let mut out = "| row | what must hold | measured |\n| --- | --- | --- |\n".to_owned();
+    for (at, one) in rows.iter().enumerate() {
+        for claim in one.row.claims {
+            let verdict = judge(one.row, &one.cells, claim, &rows[..at]);
+            _ = writeln!(
+                out,
+                "| {}: {} | {} | {} |",
+                one.row.name, one.row.operation, verdict.what, verdict.measured
+            );
+        }
+    }
+    out
+}
+
 /// Every sample, every median.
-pub fn json(row: &Row, cells: &[Cell]) -> Value {
+pub fn json(row: &Row, cells: &[Cell], earlier: &[Measured]) -> Value {
     let tools: Vec<Value> = cells
         .iter()
         .map(|cell| {
             let ratios: serde_json::Map<String, Value> = references(cells)
                 .into_iter()
-                .map(|(name, reference)| (name.to_owned(), median(compare(cell, reference))))
+                .map(|(name, reference)| (name.to_owned(), median(compare(row.clock, cell, reference))))
                 .collect();
             let samples: Vec<Value> = cell
                 .samples
@@ -165,7 +270,8 @@ pub fn json(row: &Row, cells: &[Cell]) -> Value {
                 .collect();
             json!({
                 "tool": cell.tool.name(), "failure": cell.failure,
-                "cpu_ns": median(Median::of(&times(cell))), "ratio_to": ratios, "samples": samples,
+                "clock": format!("{:?}", row.clock).to_lowercase(),
+                "time_ns": median(Median::of(&times(row.clock, cell))), "ratio_to": ratios, "samples": samples,
             })
         })
         .collect();
@@ -173,10 +279,8 @@ pub fn json(row: &Row, cells: &[Cell]) -> Value {
         .claims
         .iter()
         .map(|claim| {
-            json!({
-                "of": claim.of.name(), "to": claim.to.name(), "limit": claim.limit, "added": claim.added,
-                "measured": median(measured(row, cells, claim)),
-            })
+            let verdict = judge(row, cells, claim, earlier);
+            json!({ "claim": verdict.what, "measured": verdict.measured, "met": verdict.met })
         })
         .collect();
     json!({ "row": row.name, "operation": row.operation, "tools": tools, "claims": claims })
@@ -222,7 +326,9 @@ fn ns(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{measure::Sample, workload::Workload};
+    use std::time::Duration;
+
+    use crate::bench::workload::Workload;
 
     fn cell(tool: Tool, times: &[f64]) -> Cell {
         let sample = |&cpu_ns| Sample {
@@ -244,29 +350,39 @@ mod tests {
             operation: "malloc and free",
             workload: Workload::Calls,
             tools: &[Tool::Untraced, Tool::HeapHooks, Tool::Heap],
-            rounds: 3,
+            clock: Clock::Cpu,
+            rounds: 9,
+            limit: Duration::ZERO,
             claims: &[
-                Claim {
+                Claim::Ratio {
                     of: Tool::Heap,
                     to: Tool::HeapHooks,
-                    limit: 1.25,
+                    limit: 2.25,
                     added: false,
+                    surely: true,
                 },
-                Claim {
+                Claim::Ratio {
                     of: Tool::Heap,
                     to: Tool::HeapHooks,
                     limit: 4.0,
                     added: true,
+                    surely: false,
                 },
-                Claim {
+                Claim::Across {
                     of: Tool::Heap,
-                    to: Tool::Memcheck,
+                    row: "pair",
                     limit: 1.0,
-                    added: false,
+                },
+                Claim::Whole {
+                    of: Tool::Heap,
+                    rate: 1000.0,
                 },
             ],
         };
         let mut heap = cell(Tool::Heap, &[2000.0, 2500.0, 1500.0]);
+        for sample in &mut heap.samples {
+            (sample.lost, sample.events, sample.wall_ns) = (Some(0.0), Some(1.0), 2000.0);
+        }
         heap.samples[0].lost = Some(2.0);
         heap.samples[1].tool_memory = Some(8388608.0);
         let mut failed = cell(Tool::Memcheck, &[]);
@@ -287,12 +403,14 @@ pair (malloc and free): CPU time, medians of 3 rounds and their 95 % bounds
 | memtrace | 2.00 µs | 1.50 µs to 2.50 µs | 200 | 2.00 | 1.00 | 2 |  | 8 MiB |
 | valgrind memcheck | failed: exit status: 1 | | | | | | | |
 
-memtrace ≤ 1.250 × empty probes, heap: NOT met, 2.000 (1.500 to 2.500)
+memtrace ≤ 2.250 × empty probes, heap, upper bound: NOT met, 2.000 (1.500 to 2.500)
 
 added time of memtrace ≤ 4.000 × empty probes, heap: met, 2.010 (1.505 to 2.515)
 
-memtrace ≤ 1.000 × valgrind memcheck: not measured
+memtrace ≤ 1.000 × the same in pair: not measured
+
+memtrace loses nothing of 1000 events a second: NOT met, 2 lost of 500000 a second
 ";
-        assert_eq!(text(&row, &cells), expected);
+        assert_eq!(text(&row, &cells, &[]), expected);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     process::Command,
 };
 
-use super::workload::Place;
+use super::workload::{Place, Workload};
 use crate::command::forget_outer_cargo;
 
 /// A tool, or none.
@@ -26,6 +27,8 @@ pub enum Tool {
     Heap,
     /// The workload by itself, while memtrace traces another process.
     Beside,
+    /// The same with nothing behind memtrace's hooks: the floor.
+    BesideHooks,
     /// bpftrace, live blocks by address.
     BpftraceLeaks,
     /// The same with stacks.
@@ -42,8 +45,10 @@ pub enum Tool {
 
 /// A tool that watches a workload which runs by itself.
 pub struct Observer {
-    /// Starts it on the workload with this pid.
+    /// Starts it.
     pub command: Command,
+    /// The file that has what it prints.
+    pub said: PathBuf,
     /// What it prints when it is ready.
     pub ready: &'static str,
 }
@@ -59,6 +64,7 @@ impl Tool {
             Self::HeapNoStacks => "memtrace --no-stacks",
             Self::Heap => "memtrace",
             Self::Beside => "beside memtrace",
+            Self::BesideHooks => "beside empty probes",
             Self::BpftraceLeaks => "bpftrace, leaks",
             Self::BpftraceLeakStacks => "bpftrace, leaks, ustack",
             Self::BpftraceFaults => "bpftrace, fault latency",
@@ -68,14 +74,19 @@ impl Tool {
         }
     }
 
-    /// Whether an operation costs about what it costs untraced.
+    /// Whether a malloc costs about what it costs untraced.
     pub fn is_light(self) -> bool {
-        matches!(self, Self::Untraced | Self::Beside | Self::Heaptrack)
+        matches!(self, Self::Untraced | Self::Faults | Self::Heaptrack) || self.is_beside()
+    }
+
+    /// Whether another process is traced meanwhile.
+    pub fn is_beside(self) -> bool {
+        matches!(self, Self::Beside | Self::BesideHooks)
     }
 
     /// Whether it is a floor for another's figures.
     pub fn is_floor(self) -> bool {
-        matches!(self, Self::HeapHooks | Self::FaultHooks)
+        matches!(self, Self::HeapHooks | Self::FaultHooks | Self::BesideHooks)
     }
 
     /// Whether it is memtrace at work on the workload.
@@ -121,38 +132,52 @@ impl Tool {
                 command.env("LD_LIBRARY_PATH", place.libraries());
                 command
             }
-            Self::Untraced | Self::Beside | Self::BpftraceFaults => by_itself(workload),
+            Self::Untraced | Self::Beside | Self::BesideHooks | Self::BpftraceFaults => {
+                by_itself(workload)
+            }
         }
     }
 
     /// What watches the workload once it is there, if that is how the tool works.
-    pub fn observer(self, place: &Place, pid: u32) -> Option<Observer> {
-        let script = match self {
-            Self::Beside => {
-                let mut command = program(&place.memtrace);
-                command.args(["-v", "run", "--report-file", "/dev/null", "sleep", "1000"]);
-                return Some(Observer {
-                    command,
-                    ready: "tracing pid",
-                });
-            }
-            Self::BpftraceLeaks => leak_script(place, ""),
-            Self::BpftraceLeakStacks => leak_script(place, ", ustack"),
-            Self::BpftraceFaults => fault_script(pid),
+    pub fn observer(self, place: &Place, workload: Workload, pid: u32) -> Option<Observer> {
+        let allocator = place.allocator(workload);
+        let (words, ready) = match self {
+            Self::Beside => (beside(place, &[]), "tracing pid"),
+            Self::BesideHooks => (beside(place, &["--hooks-only"]), "tracing pid"),
+            Self::BpftraceLeaks => (bpftrace(&leak_script(&allocator, "")), "ready"),
+            Self::BpftraceLeakStacks => (bpftrace(&leak_script(&allocator, ", ustack")), "ready"),
+            Self::BpftraceFaults => (bpftrace(&fault_script(pid)), "ready"),
             _ => return None,
         };
-        // bpftrace finds tracepoints in a mounted tracefs alone: it gets one in a mount namespace of its own.
-        let mut command = program("unshare");
-        command.args(["--mount", "sh", "-c"]);
-        command.arg("mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace -e \"$0\"");
+        let said = place.observed();
+        _ = fs::remove_file(&said);
+        let mut command = program("sh");
+        command.args(["-c", "said=$1; shift; exec \"$@\" > \"$said\" 2>&1", "sh"]);
+        command.arg(&said).args(words);
         // Room for what lives at once, as memtrace has it.
         command.env("BPFTRACE_MAP_KEYS_MAX", "1000000");
-        command.arg(script);
         Some(Observer {
             command,
-            ready: "ready",
+            said,
+            ready,
         })
     }
+}
+
+/// memtrace on a process that does nothing.
+fn beside(place: &Place, options: &[&str]) -> Vec<OsString> {
+    let mut words = vec![place.memtrace.clone().into_os_string()];
+    words.extend(["-v", "run", "--report-file", "/dev/null"].map(OsString::from));
+    words.extend(options.iter().map(OsString::from));
+    words.extend(["sleep", "1000"].map(OsString::from));
+    words
+}
+
+/// bpftrace finds tracepoints in a mounted tracefs alone: it gets one in a mount namespace of its own.
+fn bpftrace(script: &str) -> Vec<OsString> {
+    let mount = "mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace -e \"$0\"";
+    let words = ["unshare", "--mount", "sh", "-c", mount, script];
+    words.map(OsString::from).to_vec()
 }
 
 /// A command that sees nothing of the cargo that runs the bench.
@@ -179,9 +204,8 @@ fn script(probes: &str) -> String {
 }
 
 /// Live blocks with their sizes: three probes, as libbpf's memleak has them.
-fn leak_script(place: &Place, stack: &str) -> String {
-    let libc = place.libc();
-    let libc = libc.display();
+fn leak_script(allocator: &Path, stack: &str) -> String {
+    let libc = allocator.display();
     script(&format!(
         "uprobe:{libc}:malloc {{ @size[tid] = arg0; }}
          uretprobe:{libc}:malloc /@size[tid]/ {{ @live[retval] = (@size[tid]{stack}); delete(@size[tid]); }}

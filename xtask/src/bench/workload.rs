@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::{redis, tool::Tool};
 use crate::{
     command::{capture, quiet},
     workspace::Workspace,
@@ -43,7 +44,11 @@ impl Place {
         )?;
         let libc = PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim());
         copy(&libc, &place.libc())?;
-        write(&place.directory.join("json.py"), PYTHON)?;
+        redis::prepare(&place)?;
+        if let Some(allocator) = redis::allocator(&place) {
+            copy(&allocator, &place.allocator(Workload::Redis))?;
+        }
+        write(&place.directory.join("rows.py"), PYTHON)?;
         write(
             &place.directory.join("small.c"),
             "int main(void) { return 0; }\n",
@@ -62,10 +67,32 @@ impl Place {
         self.directory.join("lib")
     }
 
+    fn libc(&self) -> PathBuf {
+        self.libraries().join("libc.so.6")
+    }
+
     /// bpftrace's uprobes sit on a file and are hit by all that map it: it gets a copy of the library, which only
     /// its own workload maps.
-    pub fn libc(&self) -> PathBuf {
-        self.libraries().join("libc.so.6")
+    pub fn allocator(&self, workload: Workload) -> PathBuf {
+        match workload {
+            Workload::Redis => self.libraries().join("libjemalloc.so.2"),
+            _ => self.libc(),
+        }
+    }
+
+    /// redis's server.
+    pub fn redis(&self) -> PathBuf {
+        self.directory.join("redis-server")
+    }
+
+    /// Where it is asked.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("socket")
+    }
+
+    /// What a tool prints that watches.
+    pub fn observed(&self) -> PathBuf {
+        self.directory.join("observer")
     }
 }
 
@@ -130,6 +157,8 @@ pub enum Workload {
     Python,
     /// sqlite3 that fills a table in memory and indexes it.
     Sqlite,
+    /// redis, set and get by clients that no tool knows of.
+    Redis,
     /// So many events a second for so many seconds.
     Pace {
         /// Pairs a second; each is two events.
@@ -157,10 +186,15 @@ impl Workload {
             Self::Maps => (format!("maps {operations}"), None),
             Self::Calls => (format!("calls {operations}"), None),
             Self::Pace { rate, seconds } => (format!("pace {rate} {seconds}"), None),
+            Self::Redis => {
+                let mut command = vec![place.redis().into_os_string()];
+                command.extend(redis::arguments(place).into_iter().map(OsString::from));
+                return command;
+            }
             Self::Compile => ("tree sh".to_owned(), Some("compile.sh")),
             Self::Python => (
                 "tree env PYTHONMALLOC=malloc /usr/bin/python3".to_owned(),
-                Some("json.py"),
+                Some("rows.py"),
             ),
             Self::Sqlite => (
                 "tree sqlite3 :memory: .exit -init".to_owned(),
@@ -173,14 +207,16 @@ impl Workload {
         command
     }
 
-    /// Operations of a round where one costs nothing and where it is traced.
-    pub fn operations(self) -> (u32, u32) {
-        match self {
+    /// Operations of a round: fewer where each is dear.
+    pub fn operations(self, tool: Tool) -> u32 {
+        let (light, heavy) = match self {
             Self::Pairs { .. } | Self::Deep(_) | Self::Live(_) => (4_000_000, 60_000),
             Self::Faults => (80 << 10, 80 << 10),
-            Self::Maps => (100_000, 50_000),
+            Self::Maps => (50_000, 50_000),
             Self::Calls => (1_000_000, 1_000_000),
+            Self::Redis => (60_000, 20_000),
             _ => (1, 1),
-        }
+        };
+        if tool.is_light() { light } else { heavy }
     }
 }
