@@ -8,6 +8,7 @@
 
 pub mod code_file;
 pub mod counter;
+pub mod frame;
 pub mod heap;
 pub mod histogram;
 pub mod record;

@@ -152,11 +152,20 @@ pub const COPIED_STACK: u64 = u64::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackCopy {
-    /// `extra` is the number of bytes that follow.
+    /// `extra` is the number of bytes that follow; `flags` may have [`COPY_OF_FAULT`].
     pub header: Header,
-    /// Of the caller, as the call returns to it.
+    /// Of the caller, as the call returns to it; of a fault in user mode, as it was taken.
     pub registers: Registers,
+    /// Instruction of the kernel that took the fault, 0 for none.
+    pub kernel_ip: u64,
+    /// Where the thread's call in flight has the trampoline for its return address, 0 for nowhere.
+    pub trampoline_at: u64,
+    /// What is behind the trampoline.
+    pub returns_to: u64,
 }
+
+/// A [`Fault`] names the copy; otherwise a record of the heap does.
+pub const COPY_OF_FAULT: u16 = 1;
 
 /// A page fault was handled. `flags` has the `FAULT_` bits.
 #[repr(C)]
@@ -170,6 +179,8 @@ pub struct Fault {
     pub ip: u64,
     /// Time to handle it in nanoseconds; `u64::MAX` where the start was not seen.
     pub latency_ns: u64,
+    /// Id of the stack, 0 where it is not in the sample of those whose stack is taken.
+    pub stack: u64,
 }
 
 /// The fault waited for I/O.
@@ -352,8 +363,8 @@ const _: () = assert!(size_of::<AllocFailed>() == 32);
 const _: () = assert!(size_of::<Free>() == 32);
 const _: () = assert!(size_of::<Realloc>() == 64);
 const _: () = assert!(size_of::<Stack>() == 32 + 8 * MAX_FRAMES);
-const _: () = assert!(size_of::<StackCopy>() == 48);
-const _: () = assert!(size_of::<Fault>() == 48);
+const _: () = assert!(size_of::<StackCopy>() == 72);
+const _: () = assert!(size_of::<Fault>() == 56);
 const _: () = assert!(size_of::<Syscall>() == 88);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Seen>() == 40);

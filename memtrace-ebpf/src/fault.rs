@@ -20,7 +20,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, add, count, emit, header},
-    floor,
+    fault_stack, floor,
     target::{self, HISTOGRAMS},
     vma::SLOT_MASK,
 };
@@ -36,6 +36,8 @@ struct FaultSlot {
     started_ns: u64,
     address: u64,
     ip: u64,
+    /// Faults up to the next one whose stack is taken ([`fault_stack::takes`]).
+    until_sample: u64,
 }
 
 #[map]
@@ -125,6 +127,7 @@ fn without_end(pid: u32, target: Target, flags: u16, address: u64, ip: u64) -> i
         address,
         ip,
         latency_ns: u64::MAX,
+        stack: 0,
     };
     tally(pid, target, &record);
     tell(record);
@@ -159,6 +162,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
         address,
         ip,
         latency_ns: u64::MAX,
+        stack: 0,
     };
     if cs & 3 == 0 {
         header.flags |= FAULT_KERNEL;
@@ -167,11 +171,15 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
         // A thread with two events (opened for it, inherited, or of the CPU) ends each fault twice.
         Some(slot) if slot.tid == header.tid && slot.ended != 0 => return 0,
         Some(slot) if slot.tid == header.tid => {
-            slot.ended = 1;
             header.flags = slot.flags;
             record.address = slot.address;
             record.ip = slot.ip;
             record.latency_ns = header.time_ns.saturating_sub(slot.started_ns);
+            if fault_stack::takes(&mut slot.until_sample, major != 0) {
+                record.stack = fault_stack::take(ctx, cs & 3 == 0);
+            }
+            // Only now: a read of the stack that fails is a fault that has a start and no end.
+            slot.ended = 1;
         }
         _ => {}
     }

@@ -50,6 +50,8 @@ struct CallSlot {
     until_sample: u64,
     /// Where the return address lies.
     frame: u64,
+    /// The return address, which the return trampoline takes the place of.
+    caller: u64,
     /// The same, of the last call that was the allocator's own: a tail jump out of it is internal too.
     internal_frame: u64,
     entered_ns: u64,
@@ -238,6 +240,7 @@ impl<'a> Call<'a> {
         slot.inherits = inherits;
         slot.function = point.function as u16;
         slot.frame = frame;
+        slot.caller = caller;
         slot.internal_frame = 0;
         slot.pointer = pointer;
         slot.size = size;
@@ -312,6 +315,22 @@ fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
         regs.rax
     };
     emit_result(slot, ids, function, result);
+}
+
+/// Where the current thread's call in flight has its return address, and what that is: what is there may be the
+/// trampoline.
+#[inline(always)]
+pub fn call_in_flight() -> Option<(u64, u64)> {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let slot = slot(tid)?;
+    (slot.tid == tid && slot.function != 0).then_some((slot.frame, slot.caller))
+}
+
+/// What is behind the return address of the current thread's call in flight, if that is `ip` and lies at `frame`.
+#[inline(always)]
+pub fn behind_trampoline(ip: u64, frame: u64) -> Option<u64> {
+    let (place, caller) = call_in_flight()?;
+    (place == frame && ip != caller).then_some(caller)
 }
 
 /// A thread ended, or has another id from now on: its id may come back as another process's.

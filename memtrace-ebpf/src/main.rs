@@ -4,8 +4,8 @@
 //! the hook and one map look-up. Every helper's result is checked; what could not be recorded is
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
-//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `residency`, `heap`, `sample`, `stack`,
-//! `unwind`, `mapped`; and `floor`, for measuring.
+//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `residency`, `heap`, `sample`,
+//! `stack`, `unwind`, `mapped`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -20,6 +20,7 @@
 mod abi;
 mod emit;
 mod fault;
+mod fault_stack;
 mod floor;
 mod heap;
 mod mapped;

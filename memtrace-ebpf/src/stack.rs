@@ -11,15 +11,17 @@ use aya_ebpf::{
 };
 use memtrace_common::{
     counter::Counter,
-    record::{COPIED_STACK, Header, Kind, Stack, StackCopy},
+    frame::interrupted,
+    record::{COPIED_STACK, COPY_OF_FAULT, Header, Kind, Stack, StackCopy},
     unwind::{End, Registers, SCRATCH_PER_CPU, StackHash},
 };
 
 use crate::{
     emit::{self, Urgency, count, emit, header},
+    heap,
     process::{current_mm, field, offsets},
     target,
-    unwind::{self, Walk},
+    unwind::Walk,
 };
 
 /// Stacks whose frames were sent, and a second hash of each.
@@ -39,13 +41,50 @@ static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCH_PER_CPU, 0);
 struct Scratch {
     /// 1 while it is used.
     taken: u64,
-    stack: Stack,
+    walk: Walk,
+}
+
+/// Where a stack is walked from.
+pub struct Start {
+    registers: Registers,
+    /// Bits of the first frame.
+    bits: u64,
+    /// Instruction of the kernel that took the fault, 0 for none.
+    kernel_ip: u64,
+    /// Of a [`StackCopy`].
+    flags: u16,
+}
+
+impl Start {
+    /// A fault. In kernel mode, the registers are those the thread entered the kernel with.
+    #[inline(always)]
+    pub fn fault(registers: Registers, bits: u64, kernel_ip: u64) -> Self {
+        Self {
+            registers,
+            bits,
+            kernel_ip,
+            flags: COPY_OF_FAULT,
+        }
+    }
 }
 
 /// Id of the stack of a call, whose caller's registers these are as it returns; 0 where stacks are off.
 #[inline(always)]
 pub fn intern(caller: Registers) -> u64 {
-    if TAKE_STACKS.load() == 0 || caller.ip == 0 {
+    let start = Start {
+        registers: caller,
+        bits: 0,
+        kernel_ip: 0,
+        flags: 0,
+    };
+    intern_from(&start, |_| 0)
+}
+
+/// The same from anywhere. `kernel_frames` puts the kernel's frames into the record, before those of the process, and
+/// says how many.
+#[inline(always)]
+pub fn intern_from(start: &Start, kernel_frames: impl FnOnce(&mut Stack) -> u64) -> u64 {
+    if TAKE_STACKS.load() == 0 || start.registers.ip == 0 {
         return 0;
     }
     let Some((pid, target)) = target::current() else {
@@ -53,19 +92,27 @@ pub fn intern(caller: Registers) -> u64 {
     };
     let Some(scratch) = take_scratch() else {
         count(Counter::UnwindScratchBusy);
-        return single(caller);
+        return single(start);
     };
     // SAFETY: the record is this program's until it gives the scratch back.
-    let record = unsafe { &raw mut (*scratch).stack };
-    let walk = unwind::walk(caller, pid, &target, record);
+    let walk = unsafe { &mut (*scratch).walk };
+    walk.begin(start.registers, start.bits, pid, &target);
+    if start.kernel_ip != 0 {
+        let count = kernel_frames(&mut walk.stack);
+        walk.begin_with(count);
+    }
+    walk.run();
     let id = if walk.end == End::NotKnown as u64 {
         None
     } else {
-        Some(known(&walk, record))
+        if start.flags & COPY_OF_FAULT == 0 {
+            count_end(walk.end);
+        }
+        Some(known(walk))
     };
     // SAFETY: nothing uses the scratch any more.
     unsafe { (&raw mut (*scratch).taken).write_volatile(0) };
-    id.unwrap_or_else(|| copy(caller))
+    id.unwrap_or_else(|| copy(start))
 }
 
 /// A free scratch record of this CPU.
@@ -89,8 +136,7 @@ fn take_scratch() -> Option<*mut Scratch> {
 
 /// Id of a stack that was walked; its frames are sent the first time.
 #[inline(always)]
-fn known(walk: &Walk, record: *mut Stack) -> u64 {
-    count_end(walk.end);
+fn known(walk: &mut Walk) -> u64 {
     let check = walk.hash.check();
     let mut id = walk.hash.id();
     // SAFETY: the value is one word, copied at once.
@@ -105,8 +151,7 @@ fn known(walk: &Walk, record: *mut Stack) -> u64 {
             return id;
         }
     }
-    // SAFETY: the record is ours; see `intern`.
-    let record = unsafe { &mut *record };
+    let record = &mut walk.stack;
     record.header = Header {
         flags: walk.end as u16,
         extra: walk.count as u32,
@@ -121,6 +166,7 @@ fn known(walk: &Walk, record: *mut Stack) -> u64 {
     id
 }
 
+/// Of allocations: a sampled fault stands for others, and its site says how its stack ended.
 #[inline(always)]
 fn count_end(end: u64) {
     const TRUNCATED: u64 = End::Truncated as u64;
@@ -141,16 +187,20 @@ fn count_end(end: u64) {
     count(counter);
 }
 
-/// A stack of the direct caller alone.
+/// A stack of its first frame alone.
 #[inline(always)]
-fn single(caller: Registers) -> u64 {
+fn single(start: &Start) -> u64 {
     #[repr(C)]
     struct Single {
         header: Header,
         id: u64,
         frame: u64,
     }
-    let frame = caller.ip;
+    let frame = if start.kernel_ip != 0 {
+        interrupted(start.kernel_ip)
+    } else {
+        start.registers.ip | start.bits
+    };
     let mut hash = StackHash::EMPTY;
     hash.add(frame);
     let id = hash.id();
@@ -173,28 +223,28 @@ struct Copied<const BYTES: usize> {
 
 const PAGE: u64 = 4096;
 
-/// Sends the stack's bytes for the user side to walk; the direct caller alone where there is no room for them.
+/// Sends the stack's bytes for the user side to walk; the first frame alone where there is no room for them.
 #[inline(always)]
-fn copy(caller: Registers) -> u64 {
+fn copy(from: &Start) -> u64 {
     const SMALL: usize = 2 << 10;
     const MIDDLE: usize = 8 << 10;
     const LARGE: usize = 64 << 10;
-    let sp = caller.sp;
+    let sp = from.registers.sp;
     // A first thread's stack is known to its end; another's is read as far as the page above.
     let start = current_mm().and_then(|mm| field::<u64>(mm, offsets().mm_start_stack));
     let used = start.unwrap_or(0).wrapping_sub(sp);
     let sent = if used <= SMALL as u64 {
-        emit::emit_with(|record: *mut Copied<SMALL>| fill(record, caller, used))
+        emit::emit_with(|record: *mut Copied<SMALL>| fill(record, from, used))
     } else if used <= MIDDLE as u64 {
-        emit::emit_with(|record: *mut Copied<MIDDLE>| fill(record, caller, used))
+        emit::emit_with(|record: *mut Copied<MIDDLE>| fill(record, from, used))
     } else if used <= LARGE as u64 {
-        emit::emit_with(|record: *mut Copied<LARGE>| fill(record, caller, used))
+        emit::emit_with(|record: *mut Copied<LARGE>| fill(record, from, used))
     } else {
-        emit::emit_with(|record: *mut Copied<MIDDLE>| fill_pages(record, caller))
+        emit::emit_with(|record: *mut Copied<MIDDLE>| fill_pages(record, from))
     };
     if !sent {
         count(Counter::UnwindNotCopied);
-        return single(caller);
+        return single(from);
     }
     count(Counter::UnwindCopied);
     COPIED_STACK
@@ -202,7 +252,7 @@ fn copy(caller: Registers) -> u64 {
 
 /// Reads the first `length` bytes.
 #[inline(always)]
-fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, caller: Registers, length: u64) {
+fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64) {
     let length = if length > BYTES as u64 {
         BYTES as u64
     } else {
@@ -211,17 +261,17 @@ fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, caller: Registers, lengt
     // SAFETY: the record is reserved, with room for BYTES.
     unsafe {
         let bytes = (&raw mut (*record).bytes).cast();
-        let from = caller.sp as *const _;
+        let from = start.registers.sp as *const _;
         let read = generated::bpf_probe_read_user(bytes, length as u32, from) == 0;
-        (&raw mut (*record).head).write(head(caller, if read { length } else { 0 }));
+        (&raw mut (*record).head).write(head(start, if read { length } else { 0 }));
     }
 }
 
 /// Reads up to the end of the stack pointer's page, and the page above.
 #[inline(always)]
-fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, caller: Registers) {
+fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start) {
     const { assert!(BYTES as u64 == 2 * PAGE) };
-    let sp = caller.sp;
+    let sp = start.registers.sp;
     let first = PAGE - (sp & (PAGE - 1));
     // SAFETY: the record is reserved, with room for two pages.
     unsafe {
@@ -235,17 +285,26 @@ fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, caller: Registers)
                 length += PAGE;
             }
         }
-        (&raw mut (*record).head).write(head(caller, length));
+        (&raw mut (*record).head).write(head(start, length));
     }
 }
 
 #[inline(always)]
-fn head(caller: Registers, length: u64) -> StackCopy {
+fn head(start: &Start, length: u64) -> StackCopy {
+    let (trampoline_at, returns_to) = if start.flags & COPY_OF_FAULT != 0 {
+        heap::call_in_flight().unwrap_or((0, 0))
+    } else {
+        (0, 0)
+    };
     StackCopy {
         header: Header {
+            flags: start.flags,
             extra: length as u32,
             ..header(Kind::StackCopy)
         },
-        registers: caller,
+        registers: start.registers,
+        kernel_ip: start.kernel_ip,
+        trampoline_at,
+        returns_to,
     }
 }

@@ -24,6 +24,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{add, count},
+    heap,
     mapped::{NOT_KNOWN, NOT_MAPPED, mapped_look_up},
     target::TARGETS,
 };
@@ -165,19 +166,19 @@ fn all_ones_where_at_most(a: u64, b: u64) -> u64 {
     !borrow
 }
 
-/// A walk that is under way. On the BPF stack; its frames are in scratch memory.
+/// A walk that is under way, in scratch memory. What is read from there is any number to the verifier, so it walks
+/// each path once, where it would tell apart what it knows of a record on the BPF stack.
 #[repr(C)]
 pub struct Walk {
     registers: Registers,
     pid: u32,
     /// There are no mappings beside those of the table.
-    settled: bool,
+    settled: u32,
     /// Of the table of mappings; 0 where it may not be relied on.
     generation: u64,
     /// The same for rules that are not by the table: they hold until code is added, which alone brings another rule
     /// to an address.
     unsettled: u64,
-    frames: *mut Stack,
     /// Bits of the next frame.
     bits: u64,
     /// Of the frames so far.
@@ -186,44 +187,78 @@ pub struct Walk {
     pub count: u64,
     /// [`End`]
     pub end: u64,
+    /// The frames.
+    pub stack: Stack,
 }
 
-/// Walks from the caller whose registers these are, into a record.
-#[inline(always)]
-pub fn walk(registers: Registers, pid: u32, target: &Target, frames: *mut Stack) -> Walk {
-    let code_changes = target.code_changes;
-    let space = space(pid, code_changes);
-    let mut walk = Walk {
-        registers,
-        pid,
-        settled: space.is_some_and(|space| space.as_of == code_changes),
-        generation: space.map_or(0, |space| space.generation),
+impl Walk {
+    /// Begins with the frame whose registers and bits these are.
+    #[inline(always)]
+    pub fn begin(&mut self, registers: Registers, bits: u64, pid: u32, target: &Target) {
+        let code_changes = target.code_changes;
+        let space = space(pid, code_changes);
+        self.registers = registers;
+        self.pid = pid;
+        self.settled = u32::from(space.is_some_and(|space| space.as_of == code_changes));
+        self.generation = space.map_or(0, |space| space.generation);
         // Spread over the lower bits: [`key`] takes 48.
-        unsettled: (code_changes & !REMOVALS)
+        self.unsettled = (code_changes & !REMOVALS)
             .wrapping_mul(0x9e37_79b1)
-            .wrapping_add(target.start_ns),
-        frames,
-        bits: 0,
-        hash: StackHash::EMPTY,
-        count: 0,
-        end: End::Truncated as u64,
-    };
-    // SAFETY: the callback takes a Walk, which outlives the loop.
-    unsafe {
-        bpf_loop(
-            MAX_FRAMES as u32,
-            next_frame as *mut c_void,
-            (&raw mut walk).cast(),
-            0,
-        )
-    };
-    walk
+            .wrapping_add(target.start_ns);
+        self.bits = bits;
+        self.hash = StackHash::EMPTY;
+        self.count = 0;
+        self.end = End::Truncated as u64;
+    }
+
+    /// So many frames are there already.
+    #[inline(always)]
+    pub fn begin_with(&mut self, count: u64) {
+        let mut context: *mut Self = self;
+        // SAFETY: the callback takes a pointer to a Walk, which outlives the loop.
+        unsafe {
+            bpf_loop(
+                count as u32,
+                known_frame as *mut c_void,
+                (&raw mut context).cast(),
+                0,
+            )
+        };
+    }
+
+    /// Walks to the end.
+    #[inline(always)]
+    pub fn run(&mut self) {
+        let mut context: *mut Self = self;
+        // SAFETY: as above.
+        unsafe {
+            bpf_loop(
+                MAX_FRAMES as u32,
+                next_frame as *mut c_void,
+                (&raw mut context).cast(),
+                0,
+            )
+        };
+    }
+}
+
+/// Counts a frame that is there already.
+unsafe extern "C" fn known_frame(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `begin_with` passes its own.
+    let walk = unsafe { &mut **context.cast::<*mut Walk>() };
+    let frame = walk.stack.frames[walk.count as usize & (MAX_FRAMES - 1)];
+    walk.hash.add(frame);
+    walk.count += 1;
+    0
 }
 
 /// Notes one frame and goes to its caller; 1 ends the loop.
 unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `walk` passes its own.
-    let walk = unsafe { &mut *context.cast::<Walk>() };
+    // SAFETY: `run` passes its own.
+    let walk = unsafe { &mut **context.cast::<*mut Walk>() };
+    if walk.count >= MAX_FRAMES as u64 {
+        return 1;
+    }
     let ip = walk.registers.ip;
     // A return address points behind the call, perhaps into another function.
     let pc = if walk.bits & INTERRUPTED == 0 {
@@ -233,14 +268,19 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     };
     let rule = rule(walk, pc);
     if rule > u64::from(u32::MAX) {
-        let known = rule == NOT_MAPPED || walk.settled;
+        // A fault in an allocator that returns through a probe.
+        let place = walk.registers.sp.wrapping_sub(8);
+        if let Some(caller) = heap::behind_trampoline(ip, place) {
+            walk.registers.ip = caller;
+            return 0;
+        }
+        let known = rule == NOT_MAPPED || walk.settled != 0;
         walk.end = if known { End::NoMapping } else { End::NotKnown } as u64;
         return 1;
     }
     let rule = Rule(rule as u32);
     let frame = ip | walk.bits;
-    // SAFETY: the index is below MAX_FRAMES.
-    unsafe { (*walk.frames).frames[walk.count as usize & (MAX_FRAMES - 1)] = frame };
+    walk.stack.frames[walk.count as usize & (MAX_FRAMES - 1)] = frame;
     walk.count += 1;
     walk.hash.add(frame);
     walk.bits = match step(&mut walk.registers, rule, &UserStack) {

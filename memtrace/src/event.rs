@@ -3,7 +3,7 @@
 //! Live tracing, a recording and what /proc says at the start all become [`Event`]s; nothing else
 //! reaches [`crate::model::Model::apply`]. An event says what happened, not what to do about it.
 
-use memtrace_common::{heap::Function, histogram::BUCKETS, record::Call};
+use memtrace_common::{heap::Function, histogram::BUCKETS, record::Call, unwind::End};
 
 /// Thread-group id, as the host's kernel numbers it.
 pub type Pid = u32;
@@ -47,17 +47,19 @@ pub enum EventKind {
         size: u64,
         stack: StackId,
     },
-    /// The frames of a stack; comes before the first event that names it.
+    /// The frames of a stack, as the words of [`memtrace_common::frame`], and why there are no more; comes before
+    /// the first event that names it.
     Stack {
         id: StackId,
         frames: Box<[u64]>,
-        truncated: bool,
+        end: End,
     },
-    /// A page fault was handled.
+    /// A page fault was handled. `stack` is 0 where it is not in the sample of those whose stack is taken.
     Fault {
         address: u64,
         ip: u64,
         latency_ns: Option<u64>,
+        stack: StackId,
         access: Access,
     },
     /// The kernel-side histogram of all faults of a process so far; a later one replaces it.
@@ -289,11 +291,11 @@ pub struct Started {
     pub already_running: bool,
 }
 
-/// Names for one code address.
+/// Names for one frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Symbol {
-    /// The address in the process.
-    pub address: u64,
+    /// The frame, as [`memtrace_common::frame::named_by`] has it.
+    pub frame: u64,
     /// Path of the module, if the address lies in one.
     pub module: Option<Box<str>>,
     /// Build ID of the module, hexadecimal.

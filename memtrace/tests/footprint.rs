@@ -131,7 +131,7 @@ fn blocks_stacks_and_mappings_take_what_was_promised() {
         let stack = EventKind::Stack {
             id: number + 2,
             frames: frames.collect(),
-            truncated: false,
+            end: memtrace_common::unwind::End::Start,
         };
         vec![
             stack,

@@ -91,6 +91,10 @@ fn recurse(depth: u32, stack_end: u64) -> CopiedStack {
         time_ns: 2,
         pid: std::process::id(),
         tid: 1,
+        of_fault: false,
+        kernel_ip: 0,
+        trampoline_at: 0,
+        returns_to: 0,
         registers: Registers { ip, sp, bp },
         bytes: bytes.into(),
     }

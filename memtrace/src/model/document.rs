@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use memtrace_common::frame::named_by;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
@@ -19,15 +20,6 @@ use super::{
     site::SiteUses,
     site_rows::{self, Names},
 };
-
-/// Addresses without a name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unnamed {
-    /// Return addresses.
-    pub callers: Vec<u64>,
-    /// Instructions that took a fault.
-    pub instructions: Vec<u64>,
-}
 
 impl Model {
     /// The whole report, as of now or of the end of the trace.
@@ -68,9 +60,10 @@ impl Model {
         pids
     }
 
-    /// The addresses in the sites of a process that no [`crate::event::Symbol`] has named yet, each once.
-    pub fn unnamed(&self, pid: Pid) -> Unnamed {
-        let mut unnamed = Unnamed::default();
+    /// The frames in the sites of a process that no [`crate::event::Symbol`] has named yet, each once, as
+    /// [`named_by`] has them.
+    pub fn unnamed(&self, pid: Pid) -> Vec<u64> {
+        let mut unnamed = Vec::new();
         let Some(process) = self.current.get(&pid).and_then(|id| self.processes.get(id)) else {
             return unnamed;
         };
@@ -83,18 +76,17 @@ impl Model {
         let mut seen: FxHashSet<u64> = known
             .map(|known| known.keys().copied().collect())
             .unwrap_or_default();
+        let mut add = |frames: &[u64]| {
+            let names = frames.iter().map(|&word| named_by(word));
+            unnamed.extend(names.filter(|name| seen.insert(*name)));
+        };
         for one in &uses.sites {
-            let frames = self.stacks.frames(one.site).into_iter();
-            unnamed
-                .callers
-                .extend(frames.filter(|address| seen.insert(*address)));
+            add(&self.stacks.frames(one.site));
         }
-        let instructions = faults.iter().map(|(address, _)| *address);
-        unnamed
-            .instructions
-            .extend(instructions.filter(|address| seen.insert(*address)));
-        unnamed.callers.sort_unstable();
-        unnamed.instructions.sort_unstable();
+        for one in &faults {
+            add(&one.place.frames(&self.stacks));
+        }
+        unnamed.sort_unstable();
         unnamed
     }
 

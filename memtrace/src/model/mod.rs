@@ -36,6 +36,7 @@ mod totals;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use memtrace_common::frame::interrupted;
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -184,7 +185,7 @@ impl Model {
                 count,
                 loss,
             } => self.count(event.pid, reason, *count, *loss),
-            EventKind::Stack { id, frames, .. } => self.stacks.define(*id, frames),
+            EventKind::Stack { id, frames, end } => self.stacks.define(*id, frames, *end),
             EventKind::Started(started) => self.start(event, started),
             EventKind::Fork {
                 child,
@@ -342,7 +343,7 @@ impl Model {
             EventKind::Free { address } => space.heap.free(event.time_ns, *address),
             EventKind::AllocFailed { .. } => space.heap.fail(),
             EventKind::Symbol(symbol) => self.name_address(id, symbol),
-            _ => apply_to_memory(process, space, event),
+            _ => apply_to_memory(process, space, &mut self.stacks, event),
         }
         self.sample(id, event.time_ns);
     }
@@ -353,7 +354,7 @@ impl Model {
                 .entry(process.image)
                 .or_default()
                 .symbols
-                .insert(symbol.address, symbol.clone());
+                .insert(symbol.frame, symbol.clone());
         }
     }
 
@@ -438,7 +439,7 @@ fn block(stacks: &mut Stacks, event: &Event, size: u64, stack: StackId) -> Block
 }
 
 /// Everything but heap events and symbols.
-fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
+fn apply_to_memory(process: &mut Process, space: &mut Space, stacks: &mut Stacks, event: &Event) {
     let (time_ns, memory) = (event.time_ns, &mut space.memory);
     let held = process.hold(event);
     match &event.kind {
@@ -446,6 +447,7 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
             address,
             ip,
             latency_ns,
+            stack,
             access,
         } => {
             let kind = if held {
@@ -456,7 +458,11 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, event: &Event) {
                 memory.fault(time_ns, *address, *access)
             };
             process.faults.record(kind, *latency_ns, *access);
-            process.fault_sites.record(*ip, *latency_ns, access.major);
+            let site = (*stack != 0).then(|| stacks.intern(*stack));
+            let latency_ns = latency_ns.unwrap_or(0);
+            process
+                .fault_sites
+                .record(interrupted(*ip), latency_ns, access.major, site);
         }
         EventKind::FaultTotals(totals) => process.faults.set_totals(totals),
         EventKind::Syscall(call) => memory.call(time_ns, call),

@@ -12,7 +12,7 @@ use crate::{
 use super::{
     address_space::AddressSpace,
     fault::FaultStats,
-    fault_site::{FaultCount, FaultSites},
+    fault_site::{FaultSites, FaultUse},
     heap::{Counts, Heap},
     region::{Kind, Mapped, is_file},
     site::SiteUses,
@@ -87,8 +87,8 @@ pub struct Summary {
     pub row: document::Process,
     /// Its allocation sites.
     pub sites: SiteUses,
-    /// The instructions that took its faults, most faults first.
-    pub fault_sites: Vec<(u64, FaultCount)>,
+    /// Where it took its faults, most faults first.
+    pub fault_sites: Vec<FaultUse>,
     /// Its file mappings.
     pub modules: Vec<Module>,
     /// Heap counts; `None` where the heap was another's or not seen.

@@ -1,49 +1,55 @@
 //! Sites and their stacks, from numbers and addresses to rows of the report.
 
+use memtrace_common::{
+    frame::{self, Found, named_by},
+    unwind::End,
+};
 use rustc_hash::FxHashMap;
 
 use crate::{
     event::Symbol,
-    report::document::{FaultSite, Frame, Leak, OtherSites, Process as Row, Site, SiteTotals},
+    report::document::{
+        FaultSite, FoundBy, Frame, Leak, OtherSites, Process as Row, Site, SiteTotals, StackEnd,
+    },
 };
 
 use super::{
-    fault_site::FaultCount,
+    fault_site::FaultUse,
     process::Module,
     site::{SiteUses, Use},
     stacks::Stacks,
 };
 
-/// What addresses of a process are named by.
+/// What frames of a process are named by.
 pub struct Names<'a> {
-    /// What symbolization found.
+    /// What symbolization found, by [`named_by`].
     pub symbols: &'a FxHashMap<u64, Symbol>,
     /// File mappings, lowest first.
     pub modules: &'a [Module],
 }
 
 impl Names<'_> {
-    /// The frames that one address stands for: the functions inlined there, then the real one.
-    fn frames(&self, address: u64) -> Vec<Frame> {
-        frames(address, self.symbols.get(&address), self.modules)
+    /// The frames that one word stands for: the functions inlined there, then the real one.
+    fn frames(&self, word: u64) -> Vec<Frame> {
+        frames(word, self.symbols.get(&named_by(word)), self.modules)
     }
 }
 
-/// The frames of a row, each address once.
+/// The frames of a row, each word once.
 #[derive(Default)]
 struct FrameTable {
     frames: Vec<Frame>,
     /// First and last index, exclusive.
-    by_address: FxHashMap<u64, (u32, u32)>,
+    by_word: FxHashMap<u64, (u32, u32)>,
 }
 
 impl FrameTable {
-    fn stack(&mut self, addresses: &[u64], names: &Names<'_>) -> Vec<u32> {
-        let mut stack = Vec::with_capacity(addresses.len());
-        for &address in addresses {
-            let range = *self.by_address.entry(address).or_insert_with(|| {
+    fn stack(&mut self, words: &[u64], names: &Names<'_>) -> Vec<u32> {
+        let mut stack = Vec::with_capacity(words.len());
+        for &word in words {
+            let range = *self.by_word.entry(word).or_insert_with(|| {
                 let first = self.frames.len() as u32;
-                self.frames.extend(names.frames(address));
+                self.frames.extend(names.frames(word));
                 (first, self.frames.len() as u32)
             });
             stack.extend(range.0..range.1);
@@ -56,7 +62,7 @@ impl FrameTable {
 pub fn fill(
     row: &mut Row,
     (stacks, uses): (&Stacks, &SiteUses),
-    faults: &[(u64, FaultCount)],
+    faults: &[FaultUse],
     names: &Names<'_>,
     now_ns: u64,
 ) {
@@ -69,8 +75,9 @@ pub fn fill(
             blocks_error: one.errors.map(|errors| errors.blocks),
             oldest_age_ns: now_ns.saturating_sub(one.oldest_ns),
             newest_age_ns: now_ns.saturating_sub(one.newest_ns),
+            stack_end: stacks.end(one.site).map(stack_end),
             stack: (stacks.frames(one.site).iter())
-                .flat_map(|address| names.frames(*address))
+                .flat_map(|word| names.frames(*word))
                 .collect(),
         })
         .collect();
@@ -80,6 +87,7 @@ pub fn fill(
         .iter()
         .map(|one| Site {
             totals: totals(&one.total),
+            stack_end: stacks.end(one.site).map(stack_end),
             stack: table.stack(&stacks.frames(one.site), names),
         })
         .collect();
@@ -91,14 +99,31 @@ pub fn fill(
     });
     row.fault_sites = faults
         .iter()
-        .map(|(address, count)| FaultSite {
-            minor: count.minor,
-            major: count.major,
-            latency_ns: count.latency_ns,
-            stack: table.stack(&[*address], names),
+        .map(|one| FaultSite {
+            minor: one.minor,
+            minor_error: one.minor_error,
+            major: one.major,
+            latency_ns: one.latency_ns,
+            stack_end: (one.place.site)
+                .and_then(|site| stacks.end(site))
+                .map(stack_end),
+            stack: table.stack(&one.place.frames(stacks), names),
         })
         .collect();
     row.frames = table.frames;
+}
+
+fn stack_end(end: End) -> StackEnd {
+    match end {
+        End::Start => StackEnd::Start,
+        End::Truncated => StackEnd::Truncated,
+        End::NoRules => StackEnd::NoRules,
+        End::Unreadable => StackEnd::Unreadable,
+        End::Unsupported => StackEnd::UnsupportedRule,
+        End::NoMapping => StackEnd::NoMapping,
+        End::StackPointer => StackEnd::StackPointer,
+        End::NotKnown => StackEnd::NotKnown,
+    }
 }
 
 fn totals(total: &Use) -> SiteTotals {
@@ -113,8 +138,9 @@ fn totals(total: &Use) -> SiteTotals {
     }
 }
 
-/// The frames that one address stands for: the functions inlined there, then the real one.
-fn frames(address: u64, symbol: Option<&Symbol>, modules: &[Module]) -> Vec<Frame> {
+/// The frames that one word stands for: the functions inlined there, then the real one.
+fn frames(word: u64, symbol: Option<&Symbol>, modules: &[Module]) -> Vec<Frame> {
+    let frame::Frame { address, found } = frame::Frame::of(word);
     let module = modules[..modules.partition_point(|module| module.start <= address)]
         .last()
         .filter(|module| address < module.end);
@@ -129,6 +155,12 @@ fn frames(address: u64, symbol: Option<&Symbol>, modules: &[Module]) -> Vec<Fram
         file: None,
         line: None,
         inlined: false,
+        found_by: match found {
+            Found::Rules => FoundBy::Rules,
+            Found::FramePointer => FoundBy::FramePointer,
+            Found::Interrupted => FoundBy::Interrupted,
+            Found::Kernel => FoundBy::Kernel,
+        },
     };
     let Some(symbol) = symbol else {
         return vec![bare];

@@ -4,6 +4,7 @@
 //! here doubles in size when it grows.
 
 use hashbrown::HashTable;
+use memtrace_common::unwind::End;
 use rustc_hash::FxBuildHasher;
 use std::hash::BuildHasher as _;
 
@@ -25,19 +26,20 @@ pub struct Stacks {
     /// Numbers, by id.
     index: HashTable<u32>,
     stacks: Vec<Stack>,
-    /// For each stack the number of frames, and the difference of each to the one before: as varints.
+    /// For each stack why it ended, the number of frames, and the difference of each to the one before: as varints.
     frames: Vec<u8>,
 }
 
 impl Stacks {
-    /// The frames of a stack were told, once or again.
-    pub fn define(&mut self, id: StackId, frames: &[u64]) {
+    /// The frames of a stack were told, once or again, as the words of [`memtrace_common::frame`].
+    pub fn define(&mut self, id: StackId, frames: &[u64], end: End) {
         let number = self.intern(id) as usize;
         if self.stacks[number].at != UNTOLD {
             return;
         }
         self.stacks[number].at = self.frames.len() as u64;
         let mut last = 0;
+        push(&mut self.frames, end as u64);
         push(&mut self.frames, frames.len() as u64);
         for &frame in frames {
             push(&mut self.frames, zigzag(frame.wrapping_sub(last)));
@@ -63,9 +65,10 @@ impl Stacks {
 
     /// The frames of a stack, innermost first; empty where none were told.
     pub fn frames(&self, number: u32) -> Vec<u64> {
-        let stack = self.stacks.get(number as usize);
-        let bytes = stack.and_then(|stack| self.frames.get(usize::try_from(stack.at).ok()?..));
-        let mut bytes = bytes.unwrap_or_default().iter();
+        let Some(mut bytes) = self.told(number) else {
+            return Vec::new();
+        };
+        pull(&mut bytes);
         let count = pull(&mut bytes);
         let mut last = 0u64;
         let frame = |_| {
@@ -73,6 +76,18 @@ impl Stacks {
             last
         };
         (0..count).map(frame).collect()
+    }
+
+    /// Why a stack has no more frames; `None` where none were told.
+    pub fn end(&self, number: u32) -> Option<End> {
+        let end = pull(&mut self.told(number)?);
+        End::from_raw(u8::try_from(end).ok()?)
+    }
+
+    /// What was written of a stack, if it was told.
+    fn told(&self, number: u32) -> Option<std::slice::Iter<'_, u8>> {
+        let at = self.stacks.get(number as usize)?.at;
+        Some(self.frames.get(usize::try_from(at).ok()?..)?.iter())
     }
 }
 
@@ -126,9 +141,11 @@ mod tests {
         let mut stacks = Stacks::default();
         let (small, large) = (stacks.intern(7), stacks.intern(9));
         assert_eq!(stacks.intern(7), small);
-        stacks.define(9, &[1, 2]);
-        stacks.define(9, &[1, 2]);
+        stacks.define(9, &[1, 2], End::Truncated);
+        stacks.define(9, &[1, 2], End::Truncated);
         assert_eq!(stacks.frames(large), [1, 2]);
+        assert_eq!(stacks.end(large), Some(End::Truncated));
+        assert_eq!(stacks.end(small), None);
         assert_eq!(stacks.frames(small), [0u64; 0]);
         assert_eq!(stacks.frames(77), [0u64; 0]);
     }
@@ -153,7 +170,7 @@ mod tests {
             })
             .collect();
         for (id, frames) in all.iter().enumerate() {
-            stacks.define(id as u64, frames);
+            stacks.define(id as u64, frames, End::Start);
         }
         for (id, frames) in all.iter().enumerate() {
             let number = stacks.intern(id as u64);

@@ -30,6 +30,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// Forwards the programs' own messages.
 pub type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
 
+/// One in so many minor faults has its stack taken, on average.
+const FAULT_SAMPLE: u64 = 64;
+
 /// What is decided when the programs are loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -39,6 +42,8 @@ pub struct LoadOptions {
     pub slots: u32,
     /// Take a stack at each allocation.
     pub stacks: bool,
+    /// Mean distance between minor faults whose stack is taken.
+    pub fault_sample: u64,
     /// Mean distance in bytes between sample points; `None` records every block.
     pub sample_bytes: Option<u64>,
     /// For measuring what the hooks cost by themselves: the programs of faults and of the heap return at once.
@@ -59,6 +64,7 @@ impl Default for LoadOptions {
             ring_bytes: 1 << 25,
             slots: 1 << 16,
             stacks: true,
+            fault_sample: FAULT_SAMPLE,
             sample_bytes: None,
             hooks_only: false,
             area: Area::NONE,
@@ -88,6 +94,12 @@ impl Object {
         let offsets = btf::kernel_offsets();
         let per_cpu_offset = kernel_symbol("__per_cpu_offset").unwrap_or(0);
         let cpus = aya::util::nr_cpus().unwrap_or(0) as u32;
+        let with_fault_stacks = options.stacks && options.tell_faults;
+        let fault_sample = if with_fault_stacks {
+            options.fault_sample
+        } else {
+            0
+        };
         let mut ebpf = EbpfLoader::new()
             // No relocation of the programs' needs the kernel's types, which take long to read.
             .btf(None)
@@ -97,6 +109,7 @@ impl Object {
             .override_global("SLOT_MASK", &(options.slots - 1), true)
             .override_global("TAKE_STACKS", &u8::from(options.stacks), true)
             .override_global("SAMPLE_BYTES", &options.sample_bytes.unwrap_or(0), true)
+            .override_global("FAULT_SAMPLE", &fault_sample, true)
             .override_global("HOOKS_ONLY", &u8::from(options.hooks_only), true)
             .override_global("AREA", &options.area, true)
             .override_global("TELL_FAULTS", &u8::from(options.tell_faults), true)

@@ -278,6 +278,9 @@ pub struct Leak {
     pub oldest_age_ns: u64,
     /// Age of the newest.
     pub newest_age_ns: u64,
+    /// Why `stack` has no more frames; null where no stack was taken.
+    #[serde(default)]
+    pub stack_end: Option<StackEnd>,
     /// Innermost first; empty with `--no-stacks`.
     pub stack: Vec<Frame>,
 }
@@ -307,6 +310,9 @@ pub struct Site {
     /// What was done at it.
     #[serde(flatten)]
     pub totals: SiteTotals,
+    /// Why `stack` has no more frames; null where no stack was taken.
+    #[serde(default)]
+    pub stack_end: Option<StackEnd>,
     /// Indices into [`Process::frames`], innermost first; empty with `--no-stacks`.
     pub stack: Vec<u32>,
 }
@@ -321,24 +327,70 @@ pub struct OtherSites {
     pub totals: SiteTotals,
 }
 
-/// One place where faults were taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One place where faults were taken: a stack, or an instruction where none of its faults is in the sample.
+///
+/// The faults of an instruction are counted. How they share between its stacks is estimated by a sample, so the
+/// sites of an instruction sum up to what was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultSite {
     /// Handled without I/O.
     pub minor: u64,
-    /// Waited for I/O.
+    /// Standard error of `minor`: 0 where each of the instruction's faults is in the sample; null where `stack` is
+    /// the instruction alone, whose faults are counted.
+    #[serde(default)]
+    pub minor_error: Option<u64>,
+    /// Waited for I/O. These are all in the sample.
     pub major: u64,
     /// Sum of the measured latencies.
     pub latency_ns: u64,
-    /// Indices into [`Process::frames`], innermost first. The instruction's function alone: faults are told
-    /// without a stack.
+    /// Why `stack` has no more frames; null where it is the instruction alone.
+    #[serde(default)]
+    pub stack_end: Option<StackEnd>,
+    /// Indices into [`Process::frames`], innermost first: the instruction that took the fault and its callers.
     pub stack: Vec<u32>,
+}
+
+/// Why a stack has no more frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StackEnd {
+    /// It is whole: the thread's first function was reached.
+    Start,
+    /// It is deeper than what is taken.
+    Truncated,
+    /// No unwind rules cover the last frame's code, and its frame pointer leads nowhere.
+    NoRules,
+    /// The stack could not be read.
+    Unreadable,
+    /// The unwind rules of the last frame's code are of a kind that is not supported.
+    UnsupportedRule,
+    /// The next return address lies in no executable mapping.
+    NoMapping,
+    /// By the unwind rules of the last frame's code the stack would not get any shorter.
+    StackPointer,
+    /// What the process has mapped was not known yet, and the stack could not be copied.
+    NotKnown,
+}
+
+/// How a frame was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FoundBy {
+    /// Its address is a return address: read at the function's entry, or by unwind rules.
+    #[default]
+    Rules,
+    /// A return address too, by the frame pointer: no unwind rules cover the code that returns there.
+    FramePointer,
+    /// Its address is the instruction that a fault or a signal interrupted.
+    Interrupted,
+    /// A return address in the kernel.
+    Kernel,
 }
 
 /// One frame. An address may stand for several, inlined ones first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
-    /// Return address in the process.
+    /// Return address in the process, unless `found_by` says otherwise.
     pub address: u64,
     /// Path of the module.
     pub module: Option<String>,
@@ -354,6 +406,9 @@ pub struct Frame {
     pub line: Option<u32>,
     /// Inlined into the next frame.
     pub inlined: bool,
+    /// How it was found.
+    #[serde(default)]
+    pub found_by: FoundBy,
 }
 
 /// One mapping.

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use super::document::{Bucket, Document, Faults as Counts, Latency, Process};
+use super::document::{Bucket, Document, FaultSite, Faults as Counts, Latency, Process};
 use super::text::{Column, NOT_MEASURED, Table, base_name, clean};
-use super::{Report, Style, section, stack};
+use super::{Report, Style, backtrace, section, stack};
 use crate::units;
 
 /// Functions shown per process.
 const FUNCTIONS: usize = 10;
+
+/// Stacks shown per process.
+const STACKS: usize = 5;
 
 /// Columns of the longest bar at most; a wider terminal says nothing more.
 const LONGEST_BAR: usize = 60;
@@ -58,7 +61,8 @@ fn body(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()>
         None => writeln!(out, "  Latency {NOT_MEASURED}")?,
     }
     kinds(faults, style, out)?;
-    functions(process, style, out)
+    functions(process, style, out)?;
+    stacks(process, style, out)
 }
 
 fn percentiles(latency: &Latency, style: &Style, out: &mut dyn Write) -> io::Result<()> {
@@ -243,10 +247,48 @@ fn functions(process: &Process, style: &Style, out: &mut dyn Write) -> io::Resul
     Ok(())
 }
 
+/// The stacks that led to most faults, as far as their sample tells.
+fn stacks(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    let known = |site: &&FaultSite| site.stack_end.is_some();
+    let sites: Vec<_> = process.fault_sites.iter().filter(known).collect();
+    if sites.is_empty() {
+        return Ok(());
+    }
+    let columns = [
+        Column::Right("Faults"),
+        Column::Right("±"),
+        Column::Right("Major"),
+        Column::Right("Waited"),
+        Column::Name("Site"),
+    ];
+    let mut table = Table::new(&columns);
+    for site in sites.iter().take(STACKS) {
+        let frames: Vec<_> = process.stack(&site.stack).cloned().collect();
+        table.row([
+            units::count(site.minor.saturating_add(site.major)),
+            units::count(site.minor_error.unwrap_or(0)),
+            units::count(site.major),
+            units::duration(site.latency_ns),
+            stack::title(&frames),
+        ]);
+        for line in backtrace::lines(&frames, site.stack_end) {
+            table.below(&line);
+        }
+        table.below("\n");
+    }
+    writeln!(out)?;
+    table.render(2, style, out)?;
+    let more = sites.len().saturating_sub(STACKS);
+    if more > 0 {
+        let more = units::counted(more as u64, "more stack", "more stacks");
+        writeln!(out, "  … and {more} (see --format json)")?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::document::FaultSite;
     use crate::report::{fixture, rendered};
 
     #[test]
@@ -257,14 +299,21 @@ mod tests {
         process.fault_sites.push(FaultSite {
             minor: 2,
             major: 0,
-            latency_ns: 0,
             stack: vec![0],
+            ..FaultSite::default()
         });
         let text = rendered("faults", &document, &Style::default());
         let table = "
   Faults  Major  Waited  Function
      242      2  1.0 ms  work
        2      0     0 s  malloc in libc.so.6
+
+  Faults  ±  Major    Waited  Site
+     121  4      1  500.0 µs  work (leaky.c:20)
+        work (/src/leaky.c:20)
+
+     121  4      1  500.0 µs  work (leaky.c:20)
+        work (/src/leaky.c:20)
 
 ";
         assert!(text.contains(table), "{text}");

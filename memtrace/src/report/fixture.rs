@@ -48,6 +48,7 @@ pub(crate) fn bare() -> Frame {
         file: None,
         line: None,
         inlined: false,
+        found_by: FoundBy::Rules,
     }
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn leak(function: &str, bytes: u64, blocks: u64) -> Leak {
         blocks,
         oldest_age_ns: 1_100_000_000,
         newest_age_ns: 900_000_000,
+        stack_end: Some(StackEnd::Start),
         stack: vec![
             malloc(),
             frame(function, "/src/leaky.c", 12),
@@ -225,6 +227,7 @@ pub(crate) fn with_sites() -> Document {
     ];
     let site = |totals, stack: &[u32]| Site {
         totals,
+        stack_end: Some(StackEnd::Start),
         stack: stack.into(),
     };
     process.sites = vec![
@@ -266,6 +269,8 @@ pub(crate) fn with_sites() -> Document {
         minor: 120,
         major: 1,
         latency_ns: 500_000,
+        stack_end: Some(StackEnd::Start),
+        minor_error: Some(4),
         stack: vec![1],
     }];
     document

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::document::{Document, Leak, Process};
 use super::suppress::Amount;
 use super::text::{Column, Table, Tint, capitalised};
-use super::{Report, Style, section, stack};
+use super::{Report, Style, backtrace, section, stack};
 use crate::units;
 
 /// Sites shown per process.
@@ -83,8 +83,8 @@ fn sites(leaks: &[Leak], style: &Style, out: &mut dyn Write) -> io::Result<()> {
             );
             table.below(&format!("        ± {bytes}, ± {blocks} (standard error)\n"));
         }
-        for frame in &leak.stack {
-            table.below(&format!("        {}\n", stack::long(frame)));
+        for line in backtrace::lines(&leak.stack, leak.stack_end) {
+            table.below(&line);
         }
         table.below("\n");
     }

@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 
+mod backtrace;
 pub mod diff;
 pub mod document;
 pub mod explain;

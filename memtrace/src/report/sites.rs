@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::document::{Document, Heap, Process, Site, SiteTotals};
 use super::text::{Column, Table, Tint, capitalised};
-use super::{Report, Style, section, stack};
+use super::{Report, Style, backtrace, section, stack};
 use crate::units;
 
 /// Sites shown per process.
@@ -86,8 +86,8 @@ impl Sites {
                 units::count(blocks),
                 stack::title(&frames),
             ]);
-            for frame in &frames {
-                table.below(&format!("        {}\n", stack::long(frame)));
+            for line in backtrace::lines(&frames, site.stack_end) {
+                table.below(&line);
             }
             table.below("\n");
         }

@@ -1,6 +1,6 @@
 //! Frames of a stack: how they read, which one names a site, which sites are the same.
 
-use super::document::Frame;
+use super::document::{FoundBy, Frame};
 use super::text::{base_name, clean};
 
 /// C wrappers that hand out memory for someone else. Prefixes of allocators and of libc are taken off first.
@@ -182,6 +182,9 @@ pub fn long(frame: &Frame) -> String {
     let mut text = describe(frame, |path| path);
     if frame.inlined {
         text.push_str(" [inlined]");
+    }
+    if frame.found_by == FoundBy::FramePointer {
+        text.push_str(" [by frame pointer]");
     }
     text
 }

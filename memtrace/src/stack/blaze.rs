@@ -272,7 +272,7 @@ impl Blaze {
 
     fn symbol(&self, frame: Frame, at: &Located<'_>) -> Symbol {
         Symbol {
-            address: frame.address,
+            frame: frame.address,
             module: Some(at.mapping.path.clone()),
             build_id: self
                 .modules
@@ -315,7 +315,7 @@ fn reused(frame: Frame, at: &Located<'_>, files: &str) -> Symbol {
 
 fn nameless(address: u64) -> Symbol {
     Symbol {
-        address,
+        frame: address,
         module: None,
         build_id: None,
         offset: None,

@@ -101,9 +101,9 @@ fn a_return_address_is_named_by_its_call_with_what_is_inlined() {
     };
     let call = BASE + after_call(&program, "_Z5outeri");
     let inside = BASE + address(&program, "_ZN5names6insideEi");
-    let found = blaze().symbolize(&process, &[Frame::caller(call), exact(inside), exact(7)]);
+    let found = blaze().symbolize(&process, &[Frame::of(call), exact(inside), exact(7)]);
 
-    assert_eq!(found[0].address, call);
+    assert_eq!(found[0].frame, call);
     assert_eq!(found[0].offset, Some(call - BASE));
     assert_eq!(found[0].module.as_deref(), program.to_str());
     assert_eq!(found[0].build_id.as_ref().unwrap().len(), 40);
@@ -124,7 +124,7 @@ fn a_return_address_is_named_by_its_call_with_what_is_inlined() {
     assert_eq!(&*found[1].functions[0].name, "names::inside(int)");
     assert_eq!(found[1].functions[0].line, Some(11));
     let nowhere = Symbol {
-        address: 7,
+        frame: 7,
         module: None,
         build_id: None,
         offset: None,
@@ -246,7 +246,7 @@ fn a_deleted_program_is_read_while_its_process_lives_and_known_afterwards() {
     drop(running);
     let found = blaze.symbolize(&process, &frames);
     assert_eq!(&*found[0].functions[0].name, "outer(int)");
-    assert_eq!(found[0].address, frames[0].address);
+    assert_eq!(found[0].frame, frames[0].address);
 }
 
 #[test]

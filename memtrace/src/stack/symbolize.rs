@@ -41,19 +41,12 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A return address.
-    pub fn caller(address: u64) -> Self {
+    /// The frame that a word of a stack stands for.
+    pub fn of(word: u64) -> Self {
+        let frame = memtrace_common::frame::Frame::of(word);
         Self {
-            address,
-            exact: false,
-        }
-    }
-
-    /// An instruction that was about to run.
-    pub fn instruction(address: u64) -> Self {
-        Self {
-            address,
-            exact: true,
+            address: frame.address,
+            exact: frame.is_exact(),
         }
     }
 

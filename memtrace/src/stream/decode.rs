@@ -8,12 +8,12 @@ use std::mem::offset_of;
 use memtrace_common::{
     heap::Function,
     record::{
-        self, Alloc, AllocFailed, Arguments, Call, EXEC_UNFOLLOWED, Exec, Exit, FAULT_ACCESS_KNOWN,
-        FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION, FAULT_WRITE, Fault, Fork,
-        Free, Header, Kind, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory, Realloc, Rename, Seen,
-        StackCopy,
+        self, Alloc, AllocFailed, Arguments, COPY_OF_FAULT, Call, EXEC_UNFOLLOWED, Exec, Exit,
+        FAULT_ACCESS_KNOWN, FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION,
+        FAULT_WRITE, Fault, Fork, Free, Header, Kind, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory,
+        Realloc, Rename, Seen, StackCopy,
     },
-    unwind::{ADDRESS, End, MAX_FRAMES},
+    unwind::{End, MAX_FRAMES},
 };
 
 use crate::{
@@ -210,24 +210,40 @@ fn stack(bytes: &[u8]) -> Result<EventKind, DecodeError> {
         let bytes = bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
         bytes.map(u64::from_ne_bytes).ok_or(short)
     };
-    let frames = (0..count).map(|index| Ok(word(FRAMES + 8 * index)? & ADDRESS));
+    let number = u32::from(header.flags);
+    let end = u8::try_from(number).ok().and_then(End::from_raw);
+    let end = end.ok_or(DecodeError::Unknown {
+        what: "stack's end",
+        number,
+    })?;
+    let frames = (0..count).map(|index| word(FRAMES + 8 * index));
     Ok(EventKind::Stack {
         id: word(ID)?,
         frames: frames.collect::<Result<_, _>>()?,
-        truncated: header.flags == End::Truncated as u16,
+        end,
     })
 }
 
 /// The bytes behind those that could be read are not the stack's.
 fn copy(bytes: &[u8]) -> Result<Decoded, DecodeError> {
-    let StackCopy { header, registers } = read(bytes)?;
+    let StackCopy {
+        header,
+        registers,
+        kernel_ip,
+        trampoline_at,
+        returns_to,
+    } = read(bytes)?;
     let stack = bytes.get(size_of::<StackCopy>()..).unwrap_or_default();
     let length = (header.extra as usize).min(stack.len());
     Ok(Decoded::Copy(Box::new(CopiedStack {
         time_ns: header.time_ns,
         pid: header.pid,
         tid: header.tid,
+        of_fault: header.flags & COPY_OF_FAULT != 0,
         registers,
+        kernel_ip,
+        trampoline_at,
+        returns_to,
         bytes: stack[..length].into(),
     })))
 }
@@ -238,6 +254,7 @@ fn fault(fault: &Fault) -> EventKind {
         address: fault.address,
         ip: fault.ip,
         latency_ns: (fault.latency_ns != u64::MAX).then_some(fault.latency_ns),
+        stack: fault.stack,
         access: Access {
             major: has(FAULT_MAJOR),
             kernel: has(FAULT_KERNEL),

@@ -9,11 +9,12 @@ use crate::{
     stack::symbolize::{Blaze, Frame, Mapping, Process, Symbolizer as _},
 };
 
-/// Addresses of a process that have no name yet, and where its code is.
+/// Frames of a process that have no name yet, and where its code is.
 pub struct Naming {
     pid: Pid,
     mappings: Vec<Mapping>,
-    frames: Vec<Frame>,
+    /// As [`memtrace_common::frame::named_by`] has them.
+    words: Vec<u64>,
 }
 
 /// Names that were found.
@@ -37,9 +38,12 @@ impl Names {
             pid: Some(naming.pid),
             mappings: &naming.mappings,
         };
+        let frames: Vec<Frame> = naming.words.iter().map(|&word| Frame::of(word)).collect();
+        let symbols = self.0.symbolize(&process, &frames).into_iter();
+        let of_word = |(symbol, &frame): (Symbol, &u64)| Symbol { frame, ..symbol };
         Named {
             pid: naming.pid,
-            symbols: self.0.symbolize(&process, &naming.frames),
+            symbols: symbols.zip(&naming.words).map(of_word).collect(),
         }
     }
 }
@@ -47,14 +51,11 @@ impl Names {
 impl Session {
     /// What is to be named of a process; `None` where everything has its name.
     pub fn unnamed(&self, pid: Pid) -> Option<Naming> {
-        let unnamed = self.model.unnamed(pid);
-        let callers = unnamed.callers.into_iter().map(Frame::caller);
-        let instructions = unnamed.instructions.into_iter().map(Frame::instruction);
-        let frames: Vec<Frame> = callers.chain(instructions).collect();
-        (!frames.is_empty()).then(|| Naming {
+        let words = self.model.unnamed(pid);
+        (!words.is_empty()).then(|| Naming {
             pid,
             mappings: self.modules.of(pid).to_vec(),
-            frames,
+            words,
         })
     }
 

@@ -97,7 +97,7 @@ impl Session {
             log::debug!("old uprobe definitions: {error}");
         }
         let mut object = Object::load(&options.load)?;
-        let stacks = options.load.stacks && options.heap;
+        let stacks = options.load.stacks && (options.heap || options.load.tell_faults);
         let mut unwinder = Unwinder::new(Box::new(object.take_rows()?), stacks);
         if options.load.area.kind != AREA_NONE {
             unwinder.choose();

@@ -45,8 +45,8 @@ pub struct Unwinder {
     /// then: once they have been drained a table can be made as of that count.
     seen: HashMap<Pid, u64>,
     generation: u64,
-    /// Last copied stack of each thread, until a record names it.
-    copied: HashMap<u32, StackId>,
+    /// Last copied stacks of each thread, of a fault and of a call, until a record names them.
+    copied: HashMap<(u32, bool), StackId>,
     told: HashSet<StackId>,
     counts: HashMap<&'static str, u64>,
 }
@@ -133,10 +133,13 @@ impl Unwinder {
 
     /// Puts the id of the walked stack in place of the mark of a copied one.
     pub fn resolve(&mut self, event: &mut Event) {
-        if let EventKind::Alloc { stack, .. } | EventKind::Realloc { stack, .. } = &mut event.kind
+        let of_fault = matches!(event.kind, EventKind::Fault { .. });
+        if let EventKind::Alloc { stack, .. }
+        | EventKind::Realloc { stack, .. }
+        | EventKind::Fault { stack, .. } = &mut event.kind
             && *stack == COPIED
         {
-            *stack = self.copied.remove(&event.tid).unwrap_or(0);
+            *stack = self.copied.remove(&(event.tid, of_fault)).unwrap_or(0);
         }
     }
 
@@ -145,10 +148,12 @@ impl Unwinder {
         self.find_rules(copy.pid);
         let mapping = |address| self.spaces.find(copy.pid, address);
         let walked = walk(copy, mapping, |index| self.tables.row(index));
-        if let Some(counter) = counter(walked.end) {
+        if !copy.of_fault
+            && let Some(counter) = counter(walked.end)
+        {
             *self.counts.entry(counter.name()).or_default() += 1;
         }
-        self.copied.insert(copy.tid, walked.id);
+        self.copied.insert((copy.tid, copy.of_fault), walked.id);
         if self.told.len() >= TOLD {
             self.told.clear();
         }
@@ -158,7 +163,7 @@ impl Unwinder {
         let kind = EventKind::Stack {
             id: walked.id,
             frames: walked.frames,
-            truncated: walked.end == End::Truncated,
+            end: walked.end,
         };
         Some(Event {
             time_ns: copy.time_ns,
@@ -225,7 +230,8 @@ impl Unwinder {
     }
 }
 
-/// Where a walk's end is counted.
+/// Where the end of an allocation's stack is counted: a sampled fault stands for others, and its site says how its
+/// stack ended.
 fn counter(end: End) -> Option<Counter> {
     Some(match end {
         End::Start | End::NotKnown => return None,

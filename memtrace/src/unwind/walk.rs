@@ -1,8 +1,11 @@
 //! The walk over a copied stack, by the rules that the kernel side goes by.
 
-use memtrace_common::unwind::{
-    ADDRESS, BY_FRAME_POINTER, CodeMapping, End, INTERRUPTED, MAX_FRAMES, Memory, Registers,
-    StackHash, Step, search, step,
+use memtrace_common::{
+    frame::interrupted,
+    unwind::{
+        BY_FRAME_POINTER, CodeMapping, End, INTERRUPTED, MAX_FRAMES, Memory, Registers, StackHash,
+        Step, search, step,
+    },
 };
 
 /// A stack that the kernel side copied.
@@ -14,8 +17,16 @@ pub struct CopiedStack {
     pub pid: u32,
     /// The thread.
     pub tid: u32,
-    /// Of the caller, as the call returns to it.
+    /// Whether it is a fault's.
+    pub of_fault: bool,
+    /// Of the caller, as the call returns to it; of a fault in user mode, as it was taken.
     pub registers: Registers,
+    /// Instruction of the kernel that took the fault, 0 for none.
+    pub kernel_ip: u64,
+    /// Where the thread's call in flight has the trampoline for its return address, 0 for nowhere.
+    pub trampoline_at: u64,
+    /// What is behind the trampoline.
+    pub returns_to: u64,
     /// What lies at the stack pointer and above.
     pub bytes: Box<[u8]>,
 }
@@ -25,7 +36,7 @@ pub struct CopiedStack {
 pub(super) struct Walked {
     /// The id that the kernel side gives these frames.
     pub id: u64,
-    /// Addresses, innermost first.
+    /// Words of [`memtrace_common::frame`], innermost first.
     pub frames: Box<[u64]>,
     /// Why there are no more.
     pub end: End,
@@ -45,6 +56,12 @@ pub(super) fn walk(
     let mut hash = StackHash::EMPTY;
     let mut frames = Vec::new();
     let mut bits = 0;
+    if copy.kernel_ip != 0 {
+        frames.push(interrupted(copy.kernel_ip));
+        hash.add(frames[0]);
+    } else if copy.of_fault {
+        bits = INTERRUPTED;
+    }
     let end = loop {
         if frames.len() == MAX_FRAMES {
             break End::Truncated;
@@ -55,9 +72,14 @@ pub(super) fn walk(
             registers.ip
         };
         let Some(mapping) = mappings(pc) else {
+            let place = registers.sp.wrapping_sub(8);
+            if place == copy.trampoline_at && registers.ip != copy.returns_to {
+                registers.ip = copy.returns_to;
+                continue;
+            }
             break End::NoMapping;
         };
-        frames.push(registers.ip & ADDRESS);
+        frames.push(registers.ip | bits);
         hash.add(registers.ip | bits);
         let offset = ((pc - mapping.start) as u32).wrapping_add(mapping.offset);
         let rule = search(mapping.first_row, mapping.rows, offset, &row);
@@ -69,8 +91,8 @@ pub(super) fn walk(
         };
     };
     if frames.is_empty() {
-        frames.push(copy.registers.ip);
-        hash.add(copy.registers.ip);
+        frames.push(copy.registers.ip | bits);
+        hash.add(copy.registers.ip | bits);
     }
     Walked {
         id: hash.id(),

@@ -10,6 +10,10 @@ fn copied(bp: u64, words: &[u64]) -> CopiedStack {
         time_ns: 0,
         pid: 1,
         tid: 1,
+        of_fault: false,
+        kernel_ip: 0,
+        trampoline_at: 0,
+        returns_to: 0,
         registers: Registers {
             ip: CODE + 0x10,
             sp: STACK,
@@ -41,6 +45,29 @@ fn rule(cfa: Cfa, offset: u64, saved_bp: u64) -> Rule {
 }
 
 const START: Rule = Rule::plain(Cfa::Start);
+
+#[test]
+fn a_fault_in_a_probed_call_is_followed_to_what_is_behind_the_trampoline() {
+    let stack = [1, 2, 0x7fff_ffff_e000, CODE + 0x110];
+    let rules = [rule(Cfa::StackPointer, 24, 0), START];
+    let fault = CopiedStack {
+        of_fault: true,
+        trampoline_at: STACK + 16,
+        returns_to: CODE + 0x110,
+        ..copied(9, &stack)
+    };
+    let walked = walk_by(&fault, &rules);
+    assert_eq!(walked.end, End::Start);
+    assert_eq!(*walked.frames, [(CODE + 0x10) | INTERRUPTED, CODE + 0x110]);
+    let elsewhere = CopiedStack {
+        trampoline_at: STACK,
+        kernel_ip: 0xffff_ffff_8123_4567,
+        ..fault
+    };
+    let walked = walk_by(&elsewhere, &rules);
+    assert_eq!(walked.end, End::NoMapping);
+    assert_eq!(*walked.frames, [0xefff_ffff_8123_4567, CODE + 0x10]);
+}
 
 #[test]
 fn stack_and_frame_pointer_rules_lead_to_the_start() {

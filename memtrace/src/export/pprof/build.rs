@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::super::sample::{Measure, Sample, Stack, Values};
 use super::message::{self, Function, Label, Line, Location, Mapping, Profile, ValueType};
-use crate::report::document::{Document, Frame, Process};
+use crate::report::document::{Document, FoundBy, Frame, Process};
 use crate::report::stack;
 
 /// Pages, which mappings begin and end at.
@@ -118,8 +118,8 @@ impl<'a> Builder<'a> {
             return 0;
         };
         // Return addresses point behind the call, perhaps into the next line or function.
-        let address = match self.measure {
-            Measure::Faults => frame.address,
+        let address = match frame.found_by {
+            FoundBy::Interrupted => frame.address,
             _ => frame.address.saturating_sub(1),
         };
         let line: Vec<Line> = frames

@@ -10,20 +10,20 @@ fn a_leak_has_its_site_ages_and_names() {
     let stack = EventKind::Stack {
         id: 7,
         frames,
-        truncated: false,
+        end: End::Start,
     };
     trace.event(8, 10, stack);
     trace.alloc(10, 10, 0x100, 64, 7);
     trace.alloc(30, 10, 0x200, 64, 7);
     trace.alloc(40, 10, 0x300, 1000, 8);
-    assert_eq!(trace.0.unnamed(10).callers, [0x99, BASE + 0x10]);
+    assert_eq!(trace.0.unnamed(10), [0x99, BASE + 0x10]);
     let function = |name: &str| SymbolFunction {
         name: name.into(),
         file: Some("leak.c".into()),
         line: Some(3),
     };
     let symbol = Symbol {
-        address: 0x99,
+        frame: 0x99,
         module: None,
         build_id: None,
         offset: Some(4),
@@ -32,7 +32,7 @@ fn a_leak_has_its_site_ages_and_names() {
     trace.event(45, 10, EventKind::Symbol(Box::new(symbol)));
     trace.event(50, 0, EventKind::End);
     trace.event(90, 10, EventKind::ThreadExit);
-    assert_eq!(trace.0.unnamed(10).callers, [BASE + 0x10]);
+    assert_eq!(trace.0.unnamed(10), [BASE + 0x10]);
     let row = trace.row(10);
     assert_eq!((row.leaks[0].bytes, row.leaks[0].stack.len()), (1000, 0));
     let leak = &row.leaks[1];

@@ -5,7 +5,7 @@ mod memory;
 mod nonsense;
 mod processes;
 
-use memtrace_common::{heap::Function, record::Call};
+use memtrace_common::{frame::interrupted, heap::Function, record::Call, unwind::End};
 
 use super::*;
 use crate::{
@@ -147,6 +147,7 @@ impl Trace {
             address,
             ip: 0,
             latency_ns: Some(500),
+            stack: 0,
             access,
         };
         self.event(time, pid, kind);

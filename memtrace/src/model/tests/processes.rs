@@ -140,7 +140,7 @@ fn the_summary_of_an_exited_process_equals_its_last_row() {
     exact.minor[3] = 1;
     trace.event(5_001 * MS, 11, EventKind::FaultTotals(Box::new(exact)));
     assert_eq!(trace.row(11).faults.minor, 3);
-    assert_eq!(trace.0.unnamed(11).callers, [0u64; 0]);
+    assert_eq!(trace.0.unnamed(11), [interrupted(0)]);
 }
 
 #[test]

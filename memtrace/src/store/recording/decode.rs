@@ -6,11 +6,11 @@ use arrow_array::{
     cast::AsArray,
     types::{ArrowPrimitiveType, Int8Type, Int64Type, UInt32Type, UInt64Type},
 };
-use memtrace_common::{heap::Function, record::Call};
+use memtrace_common::{heap::Function, record::Call, unwind::End};
 
 use super::{
     detail,
-    schema::{CALLS, FUNCTIONS, Tag},
+    schema::{CALLS, ENDS, FUNCTIONS, Tag},
 };
 use crate::event::{Access, Event, EventKind, Syscall};
 
@@ -64,7 +64,7 @@ pub(super) struct Rows {
     stack: UInt64Array,
     old_address: UInt64Array,
     frames: ListArray,
-    frames_truncated: BooleanArray,
+    stack_end: Named<End>,
     ip: UInt64Array,
     latency_ns: UInt64Array,
     major: BooleanArray,
@@ -94,6 +94,11 @@ impl Rows {
                 .find(|known| known.1 == name)
                 .map(|known| known.0)
         };
+        let ends = |name: &str| {
+            ENDS.iter()
+                .find(|known| known.1 == name)
+                .map(|known| known.0)
+        };
         let kinds = |name: &str| Tag::ALL.iter().find(|tag| tag.name() == name).copied();
         Ok(Self {
             row: 0,
@@ -115,7 +120,10 @@ impl Rows {
             stack: numbers::<UInt64Type>(batch, "stack")?,
             old_address: numbers::<UInt64Type>(batch, "old_address")?,
             frames: column(batch, "frames", |array| array.as_list_opt::<i32>())?.clone(),
-            frames_truncated: bits(batch, "frames_truncated")?,
+            stack_end: Named::new(
+                column(batch, "stack_end", |array| array.as_dictionary_opt())?,
+                ends,
+            )?,
             ip: numbers::<UInt64Type>(batch, "ip")?,
             latency_ns: numbers::<UInt64Type>(batch, "latency_ns")?,
             major: bits(batch, "major")?,
@@ -206,12 +214,13 @@ impl Rows {
             Tag::Stack => EventKind::Stack {
                 id: need(&self.stack, row, "stack")?,
                 frames: list(&self.frames, row, "frames")?.into(),
-                truncated: need_bit(&self.frames_truncated, row, "frames_truncated")?,
+                end: self.stack_end.get(row).ok_or("its stack_end is unknown")?,
             },
             Tag::Fault => EventKind::Fault {
                 address: self.address(row)?,
                 ip: need(&self.ip, row, "ip")?,
                 latency_ns: get(&self.latency_ns, row),
+                stack: get(&self.stack, row).unwrap_or(0),
                 access: self.access(row)?,
             },
             Tag::Syscall => EventKind::Syscall(Box::new(self.syscall(row)?)),

@@ -3,7 +3,7 @@
 //! The definitions mirror those of [`crate::event`] field by field, so a field that is added there
 //! and not here does not compile. Kinds with columns of their own are skipped.
 
-use memtrace_common::{heap::Function, histogram::BUCKETS};
+use memtrace_common::{heap::Function, histogram::BUCKETS, unwind::End};
 use serde::{Deserialize, Serialize};
 
 use super::schema::Tag;
@@ -64,13 +64,14 @@ enum Detail {
     Stack {
         id: StackId,
         frames: Box<[u64]>,
-        truncated: bool,
+        end: End,
     },
     #[serde(skip)]
     Fault {
         address: u64,
         ip: u64,
         latency_ns: Option<u64>,
+        stack: StackId,
         access: Access,
     },
     FaultTotals(#[serde(with = "fault_totals")] Box<FaultTotals>),
@@ -210,7 +211,7 @@ struct StartedDetail {
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Symbol")]
 struct SymbolDetail {
-    address: u64,
+    frame: u64,
     module: Option<Box<str>>,
     build_id: Option<Box<str>>,
     offset: Option<u64>,

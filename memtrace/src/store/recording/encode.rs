@@ -12,7 +12,7 @@ use arrow_schema::{ArrowError, SchemaRef};
 
 use super::{
     detail,
-    schema::{CALLS, FUNCTIONS, Tag, call_key, function_key},
+    schema::{CALLS, ENDS, FUNCTIONS, Tag, call_key, function_key},
 };
 use crate::event::{Access, Event, EventKind, Syscall};
 
@@ -141,6 +141,7 @@ pub(super) struct Rows {
     kind_names: Names,
     function_names: Names,
     call_names: Names,
+    end_names: Names,
     variable_bytes: usize,
     kind: Vec<i8>,
     time_step_ns: Steps,
@@ -152,7 +153,7 @@ pub(super) struct Rows {
     stack: Sparse<u64>,
     old_address: Sparse<u64>,
     frames: Lists,
-    frames_truncated: Sparse<bool>,
+    stack_end: Sparse<i8>,
     ip: Sparse<u64>,
     latency_ns: Sparse<u64>,
     major: Sparse<bool>,
@@ -174,6 +175,7 @@ impl Rows {
             kind_names: Names::new(Tag::ALL.iter().map(|tag| tag.name())),
             function_names: Names::new(FUNCTIONS.iter().map(|(_, name)| *name)),
             call_names: Names::new(CALLS.iter().map(|(_, name)| *name)),
+            end_names: Names::new(ENDS.iter().map(|(_, name)| *name)),
             variable_bytes: 0,
             kind: Vec::new(),
             time_step_ns: Steps::default(),
@@ -185,7 +187,7 @@ impl Rows {
             stack: Sparse::default(),
             old_address: Sparse::default(),
             frames: Lists::new(),
-            frames_truncated: Sparse::default(),
+            stack_end: Sparse::default(),
             ip: Sparse::default(),
             latency_ns: Sparse::default(),
             major: Sparse::default(),
@@ -271,24 +273,24 @@ impl Rows {
                 self.size.set(row, *size);
                 self.stack.set(row, *stack);
             }
-            EventKind::Stack {
-                id,
-                frames,
-                truncated,
-            } => {
+            EventKind::Stack { id, frames, end } => {
                 self.stack.set(row, *id);
                 self.frames.set(row, frames);
-                self.frames_truncated.set(row, *truncated);
+                self.stack_end.set(row, *end as i8);
                 self.variable_bytes += 8 * frames.len();
             }
             EventKind::Fault {
                 address,
                 ip,
                 latency_ns,
+                stack,
                 access,
             } => {
                 self.address_step.set(row, *address);
                 self.ip.set(row, *ip);
+                if *stack != 0 {
+                    self.stack.set(row, *stack);
+                }
                 if let Some(latency_ns) = latency_ns {
                     self.latency_ns.set(row, *latency_ns);
                 }
@@ -338,7 +340,7 @@ impl Rows {
             Arc::new(self.stack.finish::<UInt64Type>(rows)),
             Arc::new(self.old_address.finish::<UInt64Type>(rows)),
             self.frames.finish(rows),
-            self.frames_truncated.finish_bits(rows),
+            self.end_names.column(self.stack_end.finish(rows))?,
             Arc::new(self.ip.finish::<UInt64Type>(rows)),
             Arc::new(self.latency_ns.finish::<UInt64Type>(rows)),
             self.major.finish_bits(rows),

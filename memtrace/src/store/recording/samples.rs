@@ -1,6 +1,6 @@
 //! Events for tests: every kind, and a stream like a real program's.
 
-use memtrace_common::{heap::Function, histogram::BUCKETS, record::Call};
+use memtrace_common::{heap::Function, histogram::BUCKETS, record::Call, unwind::End};
 
 use crate::event::{
     Access, Event, EventKind, FaultTotals, FileMapped, Machine, MemoryTotals, SmapsRegion, Started,
@@ -70,12 +70,12 @@ fn heap() -> Vec<EventKind> {
         EventKind::Stack {
             id: u64::MAX,
             frames: Box::new([1, u64::MAX, 3]),
-            truncated: true,
+            end: End::Truncated,
         },
         EventKind::Stack {
             id: 7,
             frames: Box::new([]),
-            truncated: false,
+            end: End::NotKnown,
         },
         EventKind::Sampling { bytes: 512 << 10 },
         EventKind::HeapProbes {
@@ -107,6 +107,7 @@ fn memory() -> Vec<EventKind> {
             address: 4096,
             ip: u64::MAX,
             latency_ns,
+            stack: u64::from(bits),
             access,
         });
     }
@@ -230,7 +231,7 @@ fn rest() -> Vec<EventKind> {
         line,
     };
     let symbol = |functions: Vec<SymbolFunction>| Symbol {
-        address: 0x5555_0000,
+        frame: 0x5555_0000,
         module: (!functions.is_empty()).then(|| "/bin/x".into()),
         build_id: (!functions.is_empty()).then(|| "abcd".into()),
         offset: (!functions.is_empty()).then_some(0x1234),
@@ -300,6 +301,7 @@ impl Realistic {
                 address: self.next_address & !4095,
                 ip: 0x5555_5555_0000 + self.random.below(200) * 4,
                 latency_ns: Some(400 + self.random.below(1500)),
+                stack: 0,
                 access: Access {
                     write: Some(true),
                     ..Access::default()

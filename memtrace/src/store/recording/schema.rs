@@ -5,7 +5,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow_schema::{DataType, Field, Schema};
-use memtrace_common::{heap::Function, record::Call};
+use memtrace_common::{heap::Function, record::Call, unwind::End};
 
 use crate::event::EventKind;
 
@@ -127,6 +127,18 @@ pub(super) const fn call_key(call: Call) -> i8 {
     }
 }
 
+/// Why stacks ended, in the order of the dictionary, which is that of their numbers.
+pub(super) const ENDS: [(End, &str); 8] = [
+    (End::Start, "start"),
+    (End::Truncated, "truncated"),
+    (End::NoRules, "no_rules"),
+    (End::Unreadable, "unreadable"),
+    (End::Unsupported, "unsupported_rule"),
+    (End::NoMapping, "no_mapping"),
+    (End::StackPointer, "stack_pointer"),
+    (End::NotKnown, "not_known"),
+];
+
 /// The schema of a recording that this memtrace writes.
 pub(super) fn schema() -> Schema {
     let names = || DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8));
@@ -143,7 +155,7 @@ pub(super) fn schema() -> Schema {
         optional("stack", DataType::UInt64),
         optional("old_address", DataType::UInt64),
         optional("frames", numbers()),
-        optional("frames_truncated", DataType::Boolean),
+        optional("stack_end", names()),
         optional("ip", DataType::UInt64),
         optional("latency_ns", DataType::UInt64),
         optional("major", DataType::Boolean),
@@ -178,6 +190,9 @@ mod tests {
         }
         for (index, (call, _)) in CALLS.iter().enumerate() {
             assert_eq!(call_key(*call) as usize, index);
+        }
+        for (index, (end, _)) in ENDS.iter().enumerate() {
+            assert_eq!(*end as usize, index);
         }
     }
 }

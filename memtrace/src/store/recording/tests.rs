@@ -4,6 +4,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use memtrace_common::unwind::End;
+
 use super::{
     ReadError, Reader, WriteError, Writer,
     frame::{self, Next},
@@ -450,7 +452,7 @@ fn an_event_beyond_the_limit_is_left_out() {
         event(EventKind::Stack {
             id: 1,
             frames: vec![7; frames].into(),
-            truncated: false,
+            end: End::Start,
         })
     };
     let mut writer = Writer::create(&path).unwrap();
