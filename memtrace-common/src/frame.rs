@@ -19,6 +19,9 @@ pub const KERNEL_CALLER: u64 = 1 << 60;
 /// The upper half of the address space is the kernel's.
 const KERNEL_HALF: u64 = 1 << 63;
 
+/// Room for the words of one stack, a power of two.
+pub const MAX_WORDS: usize = 256;
+
 const TAGS: u64 = 7 << 61;
 
 /// What a word says.

@@ -1,6 +1,6 @@
 //! Records of the ring buffer. Each begins with a [`Header`], whose `kind` says which struct follows.
 
-use crate::unwind::{MAX_FRAMES, Registers};
+use crate::{frame::MAX_WORDS, unwind::Registers};
 
 /// Which record follows.
 #[repr(u16)]
@@ -140,8 +140,8 @@ pub struct Stack {
     pub header: Header,
     /// Hash of the frames; never 0 or [`COPIED_STACK`].
     pub id: u64,
-    /// Return addresses, innermost first, with the bits of [`crate::unwind`]; only `extra` of them are sent.
-    pub frames: [u64; MAX_FRAMES],
+    /// As [`crate::frame`] has them, innermost first; only `extra` of them are sent.
+    pub frames: [u64; MAX_WORDS],
 }
 
 /// Names the stack that the same thread's last [`StackCopy`] holds.
@@ -362,7 +362,7 @@ const _: () = assert!(size_of::<Alloc>() == 48);
 const _: () = assert!(size_of::<AllocFailed>() == 32);
 const _: () = assert!(size_of::<Free>() == 32);
 const _: () = assert!(size_of::<Realloc>() == 64);
-const _: () = assert!(size_of::<Stack>() == 32 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<Stack>() == 32 + 8 * MAX_WORDS);
 const _: () = assert!(size_of::<StackCopy>() == 72);
 const _: () = assert!(size_of::<Fault>() == 56);
 const _: () = assert!(size_of::<Syscall>() == 88);

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use memtrace_common::{
     counter::Counter,
+    frame::MAX_WORDS,
     record::{Header, Kind, Stack},
-    unwind::MAX_FRAMES,
 };
 
 /// The stream. Its size is set when it is loaded.
@@ -106,21 +106,21 @@ pub fn emit_copy<T>(record: &T, lost: Counter, urgency: Urgency) {
     }
 }
 
-/// Puts a stack of `count` frames into the ring buffer, or counts it as lost. True if it went in.
+/// Puts a stack of so many words, fewer than [`MAX_WORDS`], into the ring buffer, or counts it as lost. True if it went in.
 #[inline(always)]
-pub fn emit_stack(record: &Stack, count_frames: u64) -> bool {
-    const HEAD: u64 = (size_of::<Stack>() - 8 * MAX_FRAMES) as u64;
-    let frames = if count_frames > MAX_FRAMES as u64 {
-        MAX_FRAMES as u64
-    } else {
-        count_frames
-    };
+pub fn emit_stack(record: &Stack, count_words: u64) -> bool {
+    const HEAD: u64 = (size_of::<Stack>() - 8 * MAX_WORDS) as u64;
+    const { assert!(MAX_WORDS == 256) };
+    let mut words = count_words;
+    // SAFETY: arithmetic on a register. As a comparison it would not bound, for the verifier of 6.1, what is loaded
+    // once more behind it.
+    unsafe { asm!("{0} &= 0xff", inout(reg) words, options(pure, nomem, nostack)) };
     // SAFETY: the size is within the record.
     let sent = unsafe {
         bpf_ringbuf_output(
             (&raw const EVENTS).cast_mut().cast(),
             ptr::from_ref(record).cast_mut().cast(),
-            HEAD + 8 * frames,
+            HEAD + 8 * words,
             wakeup(Urgency::Usual),
         )
     };

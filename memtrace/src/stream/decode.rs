@@ -6,6 +6,7 @@
 use std::mem::offset_of;
 
 use memtrace_common::{
+    frame::MAX_WORDS,
     heap::Function,
     record::{
         self, Alloc, AllocFailed, Arguments, COPY_OF_FAULT, Call, EXEC_UNFOLLOWED, Exec, Exit,
@@ -13,7 +14,7 @@ use memtrace_common::{
         FAULT_WRITE, Fault, Fork, Free, Header, Kind, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory,
         Realloc, Rename, Seen, StackCopy,
     },
-    unwind::{End, MAX_FRAMES},
+    unwind::End,
 };
 
 use crate::{
@@ -205,7 +206,7 @@ fn stack(bytes: &[u8]) -> Result<EventKind, DecodeError> {
     let short = DecodeError::Short {
         length: bytes.len(),
     };
-    let count = (header.extra as usize).min(MAX_FRAMES);
+    let count = (header.extra as usize).min(MAX_WORDS);
     let word = |at: usize| {
         let bytes = bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
         bytes.map(u64::from_ne_bytes).ok_or(short)
