@@ -17,6 +17,7 @@ mod daemon_heap;
 mod daemon_history;
 mod daemon_metrics;
 mod daemon_socket;
+mod daemon_top;
 mod exports;
 mod fault_stacks;
 mod faults;

@@ -15,6 +15,7 @@ mod run;
 mod signals;
 mod socket;
 mod target;
+mod top;
 mod usage;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Command {
     Daemon(daemon::Daemon),
     /// What the daemon tracks, a line each.
     Ps(ps::Ps),
+    /// The same, live in the terminal, with a look into each process.
+    Top(top::Top),
     /// Begin or end to probe the heap of processes that the daemon tracks.
     Heap(heap::Heap),
     /// The leaks of a running process now, from the daemon; the trace goes on.
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Attach(attach) => attach.execute(verbose),
         Command::Daemon(daemon) => daemon.execute(verbose),
         Command::Ps(ps) => ps.execute(),
+        Command::Top(top) => top.execute(),
         Command::Heap(heap) => heap.execute(),
         Command::Leaks(leaks) => leaks.execute(),
         Command::Mark(mark) => mark.execute(),
