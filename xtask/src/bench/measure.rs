@@ -98,7 +98,7 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
     }
     let workload = row.workload.command(place, operations);
     let mut child = Running::start(&tool.launch(place, &workload, &report))?;
-    child.line(|line| line == "ready" || line.ends_with(redis::READY))?;
+    child.line(|line| line == "ready" || line.contains(redis::READY))?;
     let mut observer = tool
         .observer(place, row.workload, child.pid())
         .map(observe)
