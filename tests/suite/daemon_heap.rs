@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use memtrace::report::document::Process;
+use memtrace::report::document::{Document, Process};
 use memtrace_tests::child::deadline;
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::steps::{ALLOCATIONS, EARLY, FREES, LIVE_BYTES, REALLOCATIONS, Steps};
@@ -189,4 +189,38 @@ fn what_a_chosen_process_executes_is_chosen_with_a_cgroup_and_not_with_a_command
     assert_eq!(counts(&child), expected);
     assert_eq!(child.heap_reason, None, "seen from its first block on");
     launched.end(0);
+}
+
+#[test]
+fn over_its_budget_the_daemon_pauses_heap_probes_and_says_so() {
+    // Nothing is free.
+    let daemon = Daemon::with("[budget]\ncpu_percent = 0.0\n");
+    let mut chosen = steps(&daemon);
+    let pid = chosen.pid().to_string();
+    heap(&daemon, &["on", "-p", &pid]);
+    chosen.round();
+    let until = deadline();
+    while chosen.breakpoints() > 0 {
+        assert!(Instant::now() < until, "it was not paused");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let document = daemon.report(&["-p", &pid]);
+    let process = &document.processes[0];
+    assert_eq!(process.heap, None);
+    let reason = process.heap_reason.as_deref().expect("a reason");
+    assert!(reason.contains("budget"), "{reason}");
+    let whose = format!("(pid {pid}): ");
+    let said = |document: &Document| {
+        let mut left_out = document.coverage.left_out.iter();
+        left_out.any(|one| one.what.contains(&whose) && one.what.contains("0 % are allowed"))
+    };
+    assert!(said(&document), "{:?}", document.coverage.left_out);
+    let text = daemon.ask(&["report", "-p", &pid]).output();
+    assert!(text.contains("LEFT OUT since @"), "{text}");
+    // The history has it as well, a second later.
+    while !said(&daemon.report(&["--since", "1h"])) {
+        assert!(Instant::now() < until, "the history does not say it");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    chosen.end(0);
 }

@@ -8,7 +8,7 @@ use super::{Config, container, redact::redact};
 use crate::{
     event::Pid,
     model::{Model, Overview},
-    report::document::Process,
+    report::document::{LeftOut, Process},
     store::history::{Batch, Ended, History, HistoryError, Identity, Retention, Row, Suspicion},
 };
 
@@ -69,6 +69,7 @@ impl Archive {
         now: (u64, i64),
         rows: Vec<Overview>,
         ended: Vec<Process>,
+        left_out: Vec<LeftOut>,
     ) {
         let (time_ns, now_ms) = now;
         // What happened during the reading is later than its moment.
@@ -87,6 +88,7 @@ impl Archive {
             rows,
             ended,
             lost: lost.saturating_sub(self.lost),
+            left_out,
             dropped: 0,
         });
         self.lost = lost;

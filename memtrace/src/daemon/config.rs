@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, de};
 use crate::{trace::selector::Selector, units};
 
 /// What the daemon does.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Trace only this cgroup and those below it, named as in /proc/PID/cgroup; without it, the whole machine.
@@ -28,6 +28,8 @@ pub struct Config {
     pub redact_command_lines: Redaction,
     /// Whose heap is probed, from their start on.
     pub heap: Vec<Selector>,
+    /// What all this may cost.
+    pub budget: Budget,
     /// What is told to Prometheus.
     pub metrics: Metrics,
     /// Who may ask.
@@ -47,6 +49,17 @@ pub enum Redaction {
     Arguments,
     /// All of it.
     All,
+}
+
+/// What the daemon may cost, its programs in the kernel included.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Budget {
+    /// Of all CPUs' time, in percent.
+    pub cpu_percent: f64,
+    /// Bytes.
+    #[serde(deserialize_with = "size")]
+    pub memory: u64,
 }
 
 /// The endpoint that Prometheus scrapes.
@@ -102,9 +115,19 @@ impl Default for Config {
             ring_buffer: 1 << 25,
             redact_command_lines: Redaction::Off,
             heap: Vec::new(),
+            budget: Budget::default(),
             metrics: Metrics::default(),
             socket: Socket::default(),
             history: History::default(),
+        }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            cpu_percent: 2.0,
+            memory: 256 << 20,
         }
     }
 }
@@ -221,6 +244,9 @@ impl Config {
                 "pid",
                 "is of a process that runs: memtrace heap on -p PID, or command, exe, user or cgroup here",
             ));
+        }
+        if !(0.0..=100.0).contains(&self.budget.cpu_percent) {
+            return Some(("cpu_percent", "is 0 to 100"));
         }
         if self.socket.clients == 0 {
             return Some(("clients", "is 1 at least"));

@@ -211,6 +211,7 @@ mod tests {
             reserved_bytes: committed_bytes,
             committed_bytes,
             heap_live_bytes: (pid == 3).then_some(7),
+            heap_calls: None,
             minor,
             major: 0,
             minor_ns: 100 * minor,

@@ -12,10 +12,12 @@
 
 mod access;
 mod archive;
+mod budget;
 pub mod cgroup;
 pub mod client;
 pub mod config;
 pub mod container;
+mod cost;
 mod error;
 mod exposition;
 mod frame;

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustc_hash::FxHashMap;
 use tokio::{
     sync::mpsc,
     task::{self, JoinHandle, LocalSet},
@@ -17,7 +18,9 @@ use super::{
     Config, DaemonError,
     access::Viewer,
     archive::Archive,
+    budget::{Action, Budget, Noisy},
     config,
+    cost::Meter,
     instance::Instance,
     metrics::Metrics,
     naming, past, privileges,
@@ -30,7 +33,8 @@ use super::{
 };
 use crate::{
     event::Pid,
-    probe::{area::Area, object::LoadOptions},
+    model::Overview,
+    probe::{area::Area, object::LoadOptions, run_time},
     report::document::Document,
     seed,
     trace::{Options, Session, naming::Naming, selector::Selector, watch},
@@ -50,6 +54,10 @@ struct Daemon {
     config: Config,
     session: Session,
     table: Table,
+    meter: Meter,
+    budget: Budget,
+    /// Calls of their allocators by the last reading.
+    heap_calls: FxHashMap<Pid, u64>,
     /// What Prometheus is told, where it may ask.
     metrics: Option<Rc<RefCell<Metrics>>>,
     archive: Option<Archive>,
@@ -67,6 +75,10 @@ pub async fn run(
     let (sender, questions) = mpsc::channel(QUESTIONS);
     let server = Server::open(&config, sender)?;
     let session = start(&config, log_level)?;
+    // Without it what the programs cost is not known, and the rest is.
+    let _measured = run_time::measure()
+        .inspect_err(|error| log::warn!("{error}"))
+        .ok();
     // Threads keep what they are started with.
     privileges::reduce()?;
     let archive = match config.history.enabled {
@@ -76,6 +88,9 @@ pub async fn run(
     let daemon = Daemon {
         session,
         table: Table::new(),
+        meter: Meter::default(),
+        budget: Budget::new(config.budget),
+        heap_calls: FxHashMap::default(),
         metrics: None,
         archive,
         config,
@@ -206,9 +221,40 @@ impl Daemon {
             let mut metrics = metrics.borrow_mut();
             metrics.update(&rows, &ended, self.table.listing());
         }
+        let noisiest = self.noisiest(&rows);
         if let Some(archive) = &mut self.archive {
-            archive.write(&self.config, model, (time_ns, time_ms), rows, ended);
+            let (model, now) = (self.session.model(), (time_ns, time_ms));
+            let left_out = self.budget.left_out();
+            archive.write(&self.config, model, now, rows, ended, left_out);
         }
+        let cost = self.meter.read(time_ns, self.session.spent_ns());
+        log::debug!("it costs {cost:?}");
+        let action = self.budget.judge((time_ns, time_ms), cost, noisiest);
+        match action {
+            Some(Action::Pause(pid)) => self.session.heap_pause(pid),
+            Some(Action::Resume(pid)) => self.session.heap_resume(pid),
+            None => return,
+        }
+        log::warn!("over the budget: {action:?}");
+    }
+
+    /// The process that called its allocator most since the last reading.
+    fn noisiest(&mut self, rows: &[Overview]) -> Option<Noisy> {
+        let calls = |row: &Overview| Some((row.pid, row.heap_calls?));
+        let now: FxHashMap<Pid, u64> = rows.iter().filter_map(calls).collect();
+        let before = std::mem::replace(&mut self.heap_calls, now);
+        let grown =
+            |pid: &Pid, calls: u64| calls.saturating_sub(before.get(pid).copied().unwrap_or(0));
+        let most = self
+            .heap_calls
+            .iter()
+            .max_by_key(|(pid, calls)| grown(pid, **calls));
+        let (&pid, _) = most?;
+        let row = rows.iter().find(|row| row.pid == pid)?;
+        Some(Noisy {
+            pid,
+            comm: row.comm.clone(),
+        })
     }
 
     fn answer(&mut self, asked: Asked, found: &mpsc::Sender<naming::Done>) {
@@ -346,6 +392,7 @@ impl Daemon {
             return Reply::error("no process with that pid is traced, or it is another user's");
         }
         let mut document: Document = self.session.model().document_of(wanted);
+        document.coverage.left_out = self.budget.left_out();
         for process in &mut document.processes {
             redact(&mut process.command_line, self.config.redact_command_lines);
         }

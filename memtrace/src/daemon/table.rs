@@ -218,6 +218,7 @@ mod tests {
             reserved_bytes: committed_bytes + 5,
             committed_bytes,
             heap_live_bytes: None,
+            heap_calls: None,
             minor: fault_buckets.iter().sum(),
             major: 0,
             minor_ns: 0,

@@ -48,7 +48,7 @@ mod tests {
             concat!(
                 r#"{"schema":1,"memtrace":"0.1.0","kernel":"6.12.0","arch":"x86_64","coverage":"#,
                 r#"{"events":0,"lost":0,"truncated":false,"lost_by_reason":{},"undecodable":0,"#,
-                r#""unmatched_frees":0,"probes":[],"processes_dropped":0},"processes":[]}"#,
+                r#""unmatched_frees":0,"probes":[],"processes_dropped":0,"left_out":[]},"processes":[]}"#,
                 "\n"
             )
         );

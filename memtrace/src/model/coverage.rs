@@ -81,6 +81,7 @@ impl Coverage {
             unmatched_frees: self.unmatched_frees.saturating_add(unmatched_frees),
             probes: self.probes.clone(),
             processes_dropped: self.processes_dropped,
+            left_out: Vec::new(),
         }
     }
 }

@@ -103,6 +103,8 @@ pub struct Overview {
     pub committed_bytes: u64,
     /// Bytes in live blocks; `None` where the heap is not seen.
     pub heap_live_bytes: Option<u64>,
+    /// Calls of the allocator that were seen; `None` likewise.
+    pub heap_calls: Option<u64>,
     /// Minor faults so far.
     pub minor: u64,
     /// Major faults so far.
@@ -268,6 +270,7 @@ impl Model {
                     reserved_bytes: point.reserved_bytes,
                     committed_bytes: point.committed_bytes,
                     heap_live_bytes: point.heap_live_bytes,
+                    heap_calls: self.heap_calls(process),
                     minor: point.minor,
                     major: point.major,
                     minor_ns,
@@ -276,6 +279,13 @@ impl Model {
                 })
             })
             .collect()
+    }
+
+    fn heap_calls(&self, process: &Process) -> Option<u64> {
+        let heap = process.heap_of(self.spaces.get(&process.space)?).ok()?;
+        let counts = heap.counts();
+        let calls = counts.allocations.saturating_add(counts.reallocations);
+        Some(calls.saturating_add(counts.frees))
     }
 
     /// Whether the model still has something to say of the last process with this pid.

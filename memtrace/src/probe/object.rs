@@ -16,7 +16,7 @@ use memtrace_common::{
 };
 
 use super::{
-    Error, btf,
+    Error, btf, run_time,
     unwind::{MappedRows, SPACES, Spaces},
 };
 use crate::unwind::Kernel;
@@ -276,6 +276,11 @@ impl Object {
             log::debug!("no histogram of pid {}: {error}", key.pid);
         }
         histogram
+    }
+
+    /// Nanoseconds that the programs took since [`run_time::measure`] was called.
+    pub fn spent_ns(&self) -> u64 {
+        run_time::spent_ns(&self.ebpf)
     }
 
     /// The value of a counter since the object was loaded.

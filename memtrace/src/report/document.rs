@@ -45,6 +45,20 @@ pub struct Coverage {
     pub probes: Vec<Probe>,
     /// Exited processes that were dropped to bound memory; their numbers are in no row.
     pub processes_dropped: u64,
+    /// What the daemon left out to keep to its budget.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Something that the daemon left out for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// From when on, in milliseconds since 1970.
+    pub since_ms: i64,
+    /// When it was known to be left out last; `None` for now.
+    pub until_ms: Option<i64>,
+    /// What, of which process, and why.
+    pub what: String,
 }
 
 /// One probe.

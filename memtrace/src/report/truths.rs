@@ -49,8 +49,23 @@ pub(super) fn render(document: &Document, style: &Style, out: &mut dyn Write) ->
             "{dropped} dropped to bound memory; their numbers appear nowhere."
         )?;
     }
+    left_out(coverage, style, out)?;
     removed(style, out)?;
     committed_source(document, out)
+}
+
+/// What the daemon's budget cost; times as `--since` takes them.
+fn left_out(coverage: &Coverage, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    for one in &coverage.left_out {
+        let until = match one.until_ms {
+            Some(until_ms) => format!(" until @{}", until_ms / 1000),
+            None => String::new(),
+        };
+        let what = clean(&one.what);
+        let line = format!("LEFT OUT since @{}{until}: {what}.", one.since_ms / 1000);
+        writeln!(out, "{}", style.paint(Tint::Bad, &line))?;
+    }
+    Ok(())
 }
 
 /// Processes whose heap was not measured or only in part, and the first reason.
@@ -207,7 +222,7 @@ fn committed_source(document: &Document, out: &mut dyn Write) -> io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::document::Probe;
+    use crate::report::document::{LeftOut, Probe};
     use crate::report::fixture;
 
     fn text(document: &Document) -> String {
@@ -277,6 +292,11 @@ mod tests {
                 },
             ],
             processes_dropped: 3,
+            left_out: vec![LeftOut {
+                since_ms: 1_700_000_000_999,
+                until_ms: Some(1_700_000_060_000),
+                what: "heap probes of a (pid 7): why".into(),
+            }],
         };
         assert_eq!(
             text(&document),
@@ -292,6 +312,7 @@ mod tests {
                 "  rss_stat   no reason known\n",
                 "17 unmatched frees, of blocks allocated before tracing began.\n",
                 "3 exited processes dropped to bound memory; their numbers appear nowhere.\n",
+                "LEFT OUT since @1700000000 until @1700000060: heap probes of a (pid 7): why.\n",
                 "Committed bytes come from kernel counters (1 process), smaps (1 process).\n",
             )
         );

@@ -68,11 +68,12 @@ impl Session {
                 continue;
             };
             if rule.selector.matches(uid, &process) {
-                chosen += 1;
                 if self.selection.is_outdone(&process) {
                     self.take_from(pid, None);
                 }
                 self.choose(pid, true);
+                // One that is paused has none now.
+                chosen += usize::from(self.selection.has(pid));
             }
         }
         Ok(chosen)
@@ -104,6 +105,23 @@ impl Session {
             return Err(SelectError::NotSelected { selector });
         }
         Ok(had.len())
+    }
+
+    /// Takes the probes from a process for now.
+    pub fn heap_pause(&mut self, pid: Pid) {
+        self.selection.pause(pid, true);
+        self.take_from(pid, Some(pid));
+    }
+
+    /// Gives them back, if a rule chooses it still.
+    pub fn heap_resume(&mut self, pid: Pid) {
+        self.selection.pause(pid, false);
+        self.choose(pid, true);
+    }
+
+    /// Nanoseconds that the programs in the kernel took since they are measured.
+    pub fn spent_ns(&self) -> u64 {
+        self.object.spent_ns()
     }
 
     /// The allocators that most programs use are probed before anybody is, so that who is chosen at its exec has its

@@ -40,6 +40,8 @@ pub struct Selection {
     rules: Vec<Rule>,
     /// Turned off one by one.
     exempt: HashSet<Pid>,
+    /// To be turned on again when there is room for what they cost.
+    paused: HashSet<Pid>,
     watches: HashMap<Watch, Held>,
     of: HashMap<Pid, Watch>,
     last: u32,
@@ -81,7 +83,7 @@ impl Selection {
 
     /// The rule that chooses a process, as it is now.
     pub fn rule_for(&self, process: &seed::Facts) -> Option<&Rule> {
-        if self.exempt.contains(&process.pid) {
+        if self.exempt.contains(&process.pid) || self.paused.contains(&process.pid) {
             return None;
         }
         self.rules.iter().find(|rule| rule.matches(process))
@@ -107,6 +109,19 @@ impl Selection {
     /// Turns a process off that a rule for others chose.
     pub fn exempt(&mut self, pid: Pid) {
         self.exempt.insert(pid);
+    }
+
+    /// Turns a process off for now, or lets rules choose it again.
+    pub fn pause(&mut self, pid: Pid, paused: bool) {
+        match paused {
+            true => self.paused.insert(pid),
+            false => self.paused.remove(&pid),
+        };
+    }
+
+    /// Whether it is turned off for now.
+    pub fn is_paused(&self, pid: Pid) -> bool {
+        self.paused.contains(&pid)
     }
 
     /// A process is given probes of its own.
@@ -196,6 +211,7 @@ impl Selection {
     /// A process ended: the watch that was its alone is to be released.
     pub fn ended(&mut self, pid: Pid) -> Option<Watch> {
         self.exempt.remove(&pid);
+        self.paused.remove(&pid);
         self.rules
             .retain(|rule| rule.selector != Selector::Pid(pid));
         let watch = self.of.remove(&pid)?;

@@ -428,6 +428,8 @@ impl Session {
     pub(super) fn unavailable(&self, pid: Pid, time_ns: u64) -> Event {
         let reason = if self.unfollowed.contains(pid) {
             "a program that gains privileges: the kernel took the probes off at its exec"
+        } else if self.selection.is_paused(pid) {
+            "its heap probes are paused: the daemon would cost more than its budget"
         } else {
             self.heap.reason(self.is_watched(pid))
         };

@@ -1,5 +1,7 @@
 //! What a second brings to the history.
 
+use crate::report::document::LeftOut;
+
 /// A process by pid and start, as events have them.
 pub type Key = (u32, u64);
 
@@ -14,6 +16,8 @@ pub struct Batch {
     pub ended: Vec<Ended>,
     /// Events lost since the batch before.
     pub lost: u64,
+    /// What is left out for the budget's sake.
+    pub left_out: Vec<LeftOut>,
     /// Ended processes that found no room while nothing could be written.
     pub dropped: u64,
 }

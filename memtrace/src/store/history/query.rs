@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     report::document::{
-        AddressSpace, Coverage, Document, Exit, Faults, Process, SCHEMA, TimelinePoint,
+        AddressSpace, Coverage, Document, Exit, Faults, LeftOut, Process, SCHEMA, TimelinePoint,
     },
     units,
 };
@@ -220,7 +220,22 @@ impl Reader {
                 _ => {}
             }
         }
+        coverage.left_out = self.left_out(span)?;
         Ok(coverage)
+    }
+
+    fn left_out(&self, span: Span) -> rusqlite::Result<Vec<LeftOut>> {
+        let sql = "SELECT time_ms, end_ms, detail FROM event \
+                   WHERE kind = 'budget' AND time_ms <= ?2 AND end_ms >= ?1 ORDER BY time_ms";
+        let mut statement = self.connection.prepare(sql)?;
+        let rows = statement.query_map(params![span.since_ms, span.until_ms], |row| {
+            Ok(LeftOut {
+                since_ms: row.get(0)?,
+                until_ms: row.get(1)?,
+                what: row.get(2)?,
+            })
+        })?;
+        rows.collect()
     }
 }
 

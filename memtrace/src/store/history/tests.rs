@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use super::{Batch, Ended, Identity, Reader, Retention, Row, Span, Writer};
+use crate::report::document::LeftOut;
 
 const KEEP: Retention = Retention {
     keep_ms: [3_600_000, 86_400_000, 30 * 86_400_000],
@@ -419,4 +420,40 @@ fn moments_are_marks_ages_and_times() {
             .unwrap_err()
             .starts_with("\"never\" is no mark, no age and no time")
     );
+}
+
+#[test]
+fn what_was_left_out_is_told_for_as_long_as_it_lasted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("h");
+    let mut writer = writer(&path);
+    let left_out = LeftOut {
+        since_ms: START + 3000,
+        until_ms: None,
+        what: "heap probes of a (pid 7): why".into(),
+    };
+    for second in 1..=20 {
+        let mut batch = batch(second, vec![row(10, second)]);
+        if (3..=9).contains(&second) {
+            batch.left_out.push(left_out.clone());
+        }
+        writer.write(&batch).unwrap();
+    }
+    let told = |since: i64, until: i64| {
+        let span = Span {
+            since_ms: START + since * 1000,
+            until_ms: START + until * 1000,
+        };
+        let document = Reader::open(&path).unwrap().report(span, &[]).unwrap();
+        document.coverage.left_out
+    };
+    let expected = LeftOut {
+        until_ms: Some(START + 9000),
+        ..left_out
+    };
+    for (since, until) in [(5, 6), (1, 20)] {
+        assert_eq!(told(since, until), std::slice::from_ref(&expected));
+    }
+    assert_eq!(told(10, 20), []);
+    assert_eq!(told(1, 2), []);
 }

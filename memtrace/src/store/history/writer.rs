@@ -198,6 +198,20 @@ impl Writer {
                 insert_event(&transaction, &note)?;
             }
         }
+        for left_out in &batch.left_out {
+            // Its end moves on as long as it lasts: whatever ends the daemon, it is known.
+            let sql = "UPDATE event SET end_ms = ?1 \
+                       WHERE time_ms = ?2 AND kind = 'budget' AND detail = ?3";
+            let moved =
+                transaction.execute(sql, params![time_ms, left_out.since_ms, left_out.what])?;
+            if moved == 0 {
+                let note = Note {
+                    end_ms: Some(time_ms),
+                    ..Note::at(left_out.since_ms, "budget", &left_out.what)
+                };
+                insert_event(&transaction, &note)?;
+            }
+        }
         let running = batch.rows.iter().map(|row| (row, time_ms, None));
         let ended = batch
             .ended
