@@ -35,4 +35,5 @@ mod stack_oracles;
 mod stacks;
 mod targets;
 mod truncation;
+mod verifier;
 mod vm_only;

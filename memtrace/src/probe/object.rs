@@ -123,8 +123,12 @@ impl Object {
             .map_max_entries("SCRATCH", cpus.max(1) * SCRATCH_PER_CPU)
             .load(OBJECT)
             .map_err(load_error)?;
-        for (_, program) in ebpf.programs_mut() {
+        for (name, program) in ebpf.programs_mut() {
             load_program(program)?;
+            let info = program.info().ok();
+            if let Some(count) = info.and_then(|info| info.verified_instruction_count()) {
+                log::debug!("{name}: the verifier walked {count} instructions");
+            }
         }
         Ok(Self {
             points: array(&mut ebpf, "POINTS")?,

@@ -34,6 +34,7 @@ const USUAL: &[&str] = &[
     "lazy::the_mappings_left_at_the_end_are_those_of_proc_maps",
     "leaks::exactly_the_leaking_functions_are_named_largest_first",
     "processes::a_grandchild_of_milliseconds_is_counted_from_its_first_instruction",
+    "verifier::programs_are_small_enough_to_start_at_once",
     "vm_only::",
 ];
 
