@@ -254,10 +254,10 @@ pub fn step(registers: &mut Registers, rule: Rule, memory: &impl Memory) -> Step
 #[inline(always)]
 fn interrupted(registers: &mut Registers, memory: &impl Memory) -> Step {
     let sp = registers.sp;
-    let (Some([next_sp, ip]), Some(bp)) = (
-        memory.pair(sp.wrapping_add(SIGNAL_SP)),
-        memory.word(sp.wrapping_add(SIGNAL_BP)),
-    ) else {
+    let Some([next_sp, ip]) = memory.pair(sp.wrapping_add(SIGNAL_SP)) else {
+        return Step::End(End::Unreadable);
+    };
+    let Some(bp) = memory.word(sp.wrapping_add(SIGNAL_BP)) else {
         return Step::End(End::Unreadable);
     };
     *registers = Registers {

@@ -19,7 +19,7 @@ use memtrace_common::{
     heap::{Function, GROUP_SIZE, MAX_GROUPS, Point},
     record::{Alloc, AllocFailed, Free, Header, Kind, Realloc},
     target::INHERITED_HEAP,
-    unwind::Registers,
+    unwind::{Registers, StackHash},
 };
 
 use crate::{
@@ -59,6 +59,8 @@ struct CallSlot {
     pointer: u64,
     size: u64,
     stack: u64,
+    /// The last stack that was sent before.
+    last_stack: StackHash,
 }
 
 impl CallSlot {
@@ -256,11 +258,12 @@ impl<'a> Call<'a> {
         slot.stack = if slot.sampled {
             let returns_to_trampoline = caller & !0xfff == TRAMPOLINE;
             // At a function's entry the frame pointer is still the caller's.
-            stack::intern(Registers {
+            let caller = Registers {
                 ip: if returns_to_trampoline { 0 } else { caller },
                 sp: frame + 8,
                 bp: regs.rbp,
-            })
+            };
+            stack::intern(caller, &mut slot.last_stack)
         } else {
             0
         };

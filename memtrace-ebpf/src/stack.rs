@@ -68,22 +68,33 @@ impl Start {
     }
 }
 
-/// Id of the stack of a call, whose caller's registers these are as it returns; 0 where stacks are off.
+/// Id of the stack of a call, whose caller's registers these are as it returns; 0 where stacks are off. `last` is the
+/// thread's last stack: many a call is on the same one.
 #[inline(always)]
-pub fn intern(caller: Registers) -> u64 {
+pub fn intern(caller: Registers, last: &mut StackHash) -> u64 {
     let start = Start {
         registers: caller,
         bits: 0,
         kernel_ip: 0,
         flags: 0,
     };
-    intern_from(&start, |_| 0)
+    intern_after(&start, last, |_| 0)
 }
 
 /// The same from anywhere. `kernel_frames` puts the kernel's frames into the record, before those of the process, and
 /// says how many.
 #[inline(always)]
 pub fn intern_from(start: &Start, kernel_frames: impl FnOnce(&mut Stack) -> u64) -> u64 {
+    let mut none = StackHash::EMPTY;
+    intern_after(start, &mut none, kernel_frames)
+}
+
+#[inline(always)]
+fn intern_after(
+    start: &Start,
+    last: &mut StackHash,
+    kernel_frames: impl FnOnce(&mut Stack) -> u64,
+) -> u64 {
     if TAKE_STACKS.load() == 0 || start.registers.ip == 0 {
         return 0;
     }
@@ -108,7 +119,7 @@ pub fn intern_from(start: &Start, kernel_frames: impl FnOnce(&mut Stack) -> u64)
         if start.flags & COPY_OF_FAULT == 0 {
             count_end(walk.end);
         }
-        Some(known(walk))
+        Some(known(walk, last))
     };
     // SAFETY: nothing uses the scratch any more.
     unsafe { (&raw mut (*scratch).taken).write_volatile(0) };
@@ -136,12 +147,16 @@ fn take_scratch() -> Option<*mut Scratch> {
 
 /// Id of a stack that was walked; its frames are sent the first time.
 #[inline(always)]
-fn known(walk: &mut Walk) -> u64 {
+fn known(walk: &mut Walk, last: &mut StackHash) -> u64 {
+    if *last == walk.hash {
+        return walk.hash.id();
+    }
     let check = walk.hash.check();
     let mut id = walk.hash.id();
     // SAFETY: the value is one word, copied at once.
     if let Some(&known) = unsafe { STACKS.get(&id) } {
         if known == check {
+            *last = walk.hash;
             return id;
         }
         count(Counter::StackCollision);

@@ -8,7 +8,7 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    helpers::{bpf_loop, bpf_probe_read_user},
+    helpers::{bpf_loop, bpf_probe_read_user, generated},
     macros::map,
     maps::{Array, HashMap},
 };
@@ -166,6 +166,9 @@ fn all_ones_where_at_most(a: u64, b: u64) -> u64 {
     !borrow
 }
 
+/// Words of a stack that are read at once: one read of them costs little more than that of a frame's two.
+const WINDOW: usize = 128;
+
 /// A walk that is under way, in scratch memory. What is read from there is any number to the verifier, so it walks
 /// each path once, where it would tell apart what it knows of a record on the BPF stack.
 #[repr(C)]
@@ -176,9 +179,15 @@ pub struct Walk {
     settled: u32,
     /// Of the table of mappings; 0 where it may not be relied on.
     generation: u64,
+    /// What the keys of cached rules by the table are made of.
+    by_table: Seed,
     /// The same for rules that are not by the table: they hold until code is added, which alone brings another rule
     /// to an address.
-    unsettled: u64,
+    by_kernel: Seed,
+    /// Where the window is read from.
+    window_start: u64,
+    /// The stack's first words.
+    window: [u64; WINDOW],
     /// Bits of the next frame.
     bits: u64,
     /// Of the frames so far.
@@ -201,14 +210,29 @@ impl Walk {
         self.pid = pid;
         self.settled = u32::from(space.is_some_and(|space| space.as_of == code_changes));
         self.generation = space.map_or(0, |space| space.generation);
-        // Spread over the lower bits: [`key`] takes 48.
-        self.unsettled = (code_changes & !REMOVALS)
-            .wrapping_mul(0x9e37_79b1)
-            .wrapping_add(target.start_ns);
+        self.by_table = Seed::new(self.generation);
+        // Spread over the lower bits: a seed has 48.
+        self.by_kernel = Seed::new(
+            (code_changes & !REMOVALS)
+                .wrapping_mul(0x9e37_79b1)
+                .wrapping_add(target.start_ns),
+        );
+        self.read_window();
         self.bits = bits;
         self.hash = StackHash::EMPTY;
         self.count = 0;
         self.end = End::Truncated as u64;
+    }
+
+    #[inline(always)]
+    fn read_window(&mut self) {
+        let window = (&raw mut self.window).cast();
+        let bytes = (WINDOW * size_of::<u64>()) as u32;
+        let sp = self.registers.sp;
+        // SAFETY: the window is the walk's, and the helper checks the user address.
+        let failed = unsafe { generated::bpf_probe_read_user(window, bytes, sp as *const _) } != 0;
+        // Nothing is read at the other half of the address space.
+        self.window_start = if failed { 1 << 63 } else { sp };
     }
 
     /// So many frames are there already.
@@ -283,7 +307,11 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     walk.stack.frames[walk.count as usize & (MAX_FRAMES - 1)] = frame;
     walk.count += 1;
     walk.hash.add(frame);
-    walk.bits = match step(&mut walk.registers, rule, &UserStack) {
+    let memory = UserStack {
+        window: &walk.window,
+        start: walk.window_start,
+    };
+    walk.bits = match step(&mut walk.registers, rule, &memory) {
         Step::Caller => 0,
         Step::ByFramePointer => BY_FRAME_POINTER,
         Step::Interrupted => INTERRUPTED,
@@ -299,20 +327,20 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
 #[inline(always)]
 fn rule(walk: &Walk, pc: u64) -> u64 {
     if walk.generation != 0 {
-        let rule = cached(walk.generation, pc, || {
+        let rule = cached(walk.by_table, pc, || {
             unwind_look_up(walk.pid, walk.generation, pc)
         });
         if rule <= u64::from(u32::MAX) {
             return rule;
         }
     }
-    cached(walk.unsettled, pc, || mapped_look_up(pc))
+    cached(walk.by_kernel, pc, || mapped_look_up(pc))
 }
 
 /// A rule from the cache, else what `find` says, which is cached if it is one.
 #[inline(always)]
-fn cached(generation: u64, pc: u64, find: impl FnOnce() -> u64) -> u64 {
-    let key = key(generation, pc);
+fn cached(seed: Seed, pc: u64, find: impl FnOnce() -> u64) -> u64 {
+    let key = seed.key(pc);
     let Some(line) = RULE_CACHE.get_ptr_mut(key as u32 & (CACHE_LINES - 1)) else {
         return NOT_KNOWN;
     };
@@ -329,14 +357,26 @@ fn cached(generation: u64, pc: u64, find: impl FnOnce() -> u64) -> u64 {
     rule
 }
 
-/// 48 bits, of which the lower 16 are the line and the rest is kept in it. One to one for the addresses of a
-/// generation; a line of another passes for one's own once in 2^32 times.
-#[inline(always)]
-fn key(generation: u64, pc: u64) -> u64 {
+/// What keys of the cache are made of beside the address.
+#[derive(Clone, Copy)]
+struct Seed(u64);
+
+impl Seed {
     const MASK: u64 = (1 << 48) - 1;
-    let mixed = (pc ^ generation.wrapping_mul(0x9e37_79b9_7f4a_7c15)) & MASK;
-    let mixed = mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) & MASK;
-    mixed ^ mixed >> 24
+
+    #[inline(always)]
+    const fn new(generation: u64) -> Self {
+        Self(generation.wrapping_mul(0x9e37_79b9_7f4a_7c15) & Self::MASK)
+    }
+
+    /// 48 bits, of which the lower 16 are the line and the rest is kept in it. One to one for the addresses of a
+    /// seed; a line of another passes for one's own once in 2^32 times.
+    #[inline(always)]
+    const fn key(self, pc: u64) -> u64 {
+        let mixed = (pc & Self::MASK) ^ self.0;
+        let mixed = mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) & Self::MASK;
+        mixed ^ mixed >> 24
+    }
 }
 
 /// Searches the table of mappings: a [`Rule`] or [`NOT_MAPPED`], also where the table has been replaced since the
@@ -374,18 +414,52 @@ pub extern "C" fn unwind_search(first_row: u32, rows: u32, offset: u32) -> u64 {
     u64::from(rule.0)
 }
 
-/// The stack of the current thread.
-struct UserStack;
+/// An index of the window, told to the verifier as [`within`] does.
+#[inline(always)]
+fn in_window(mut index: usize) -> usize {
+    const { assert!(WINDOW == 128) };
+    // SAFETY: arithmetic on a register.
+    unsafe { asm!("{0} &= 127", inout(reg) index, options(pure, nomem, nostack)) };
+    index & (WINDOW - 1)
+}
 
-impl Memory for UserStack {
+/// The stack of the current thread.
+struct UserStack<'a> {
+    window: &'a [u64; WINDOW],
+    /// Where the window is read from.
+    start: u64,
+}
+
+impl UserStack<'_> {
+    /// Whether so many words from an address on are in the window, and the index there of the first.
+    #[inline(always)]
+    fn place(&self, address: u64, words: usize) -> (bool, usize) {
+        let distance = address.wrapping_sub(self.start);
+        let index = (distance >> 3) as usize;
+        (distance & 7 == 0 && index <= WINDOW - words, index)
+    }
+}
+
+impl Memory for UserStack<'_> {
     #[inline(always)]
     fn word(&self, address: u64) -> Option<u64> {
+        let (inside, index) = self.place(address, 1);
+        if inside {
+            return Some(self.window[in_window(index)]);
+        }
         // SAFETY: the helper checks the user address.
         unsafe { bpf_probe_read_user(address as *const u64) }.ok()
     }
 
     #[inline(always)]
     fn pair(&self, address: u64) -> Option<[u64; 2]> {
+        let (inside, index) = self.place(address, 2);
+        if inside {
+            return Some([
+                self.window[in_window(index)],
+                self.window[in_window(index + 1)],
+            ]);
+        }
         // SAFETY: as above.
         unsafe { bpf_probe_read_user(address as *const [u64; 2]) }.ok()
     }
