@@ -19,6 +19,7 @@ use memtrace_common::{
 use crate::{
     abi::{self, Meaning},
     emit::{Urgency, count, emit, header},
+    floor,
     process::{field, live_threads},
     residency, target, unwind,
 };
@@ -50,6 +51,9 @@ fn slot(tid: u32) -> Option<&'static mut CallSlot> {
 /// `raw_syscalls:sys_enter(regs, number)`.
 #[raw_tracepoint]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    if floor::hooks_only() {
+        return 0;
+    }
     let number: u64 = ctx.arg(1);
     if !abi::may_matter(number) || target::current_or_met().is_none() {
         return 0;
@@ -92,6 +96,16 @@ const MAP_ANONYMOUS: u64 = 0x20;
 /// `raw_syscalls:sys_exit(regs, result)`.
 #[raw_tracepoint]
 pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
+    if floor::hooks_only() {
+        return 0;
+    }
+    // Every system call of the machine comes here: to read its number would cost more than to see that none of this
+    // thread is in flight.
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = slot(tid) else { return 0 };
+    if slot.tid != tid {
+        return 0;
+    }
     let regs: u64 = ctx.arg(0);
     let Some(number) = field::<u64>(regs, ORIG_RAX) else {
         return 0;
@@ -105,9 +119,7 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     let Some((Meaning::Memory(call), abi)) = abi::meaning(number, regs) else {
         return 0;
     };
-    let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(slot) = slot(tid) else { return 0 };
-    if slot.tid != tid || slot.call != call as u32 {
+    if slot.call != call as u32 {
         return 0;
     }
     slot.tid = 0;
