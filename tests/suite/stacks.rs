@@ -8,8 +8,8 @@ use memtrace::report::document::Leak;
 use memtrace_tests::binary::Attached;
 use memtrace_tests::expect::number;
 use memtrace_tests::stacks::{Stacks, addresses, cut};
-use memtrace_tests::workload::build;
-use memtrace_tests::{Running, Traced, trace};
+use memtrace_tests::workload::{build, build_rust};
+use memtrace_tests::{Running, Scratch, Traced, trace};
 
 fn workload(flags: &[&str]) -> std::path::PathBuf {
     build("stacks.cpp", "g++", flags, "g++")
@@ -190,4 +190,38 @@ fn a_library_in_place_of_another_is_left_by_its_own_rules_and_named_as_one_of_bo
         "{:?}",
         cut(&traced)
     );
+}
+
+#[test]
+fn stacks_of_rust_are_whole_whatever_a_panic_does() {
+    for strategy in ["panic=abort", "panic=unwind"] {
+        let program = build_rust("unwinding.rs", &["-C", strategy]);
+        let traced = trace(&[program.as_os_str(), "100".as_ref()]);
+        traced.finished.exited(0);
+        traced.nothing_lost();
+        let printed = printed(&traced.finished.output());
+        assert_eq!(printed.values().map(|one| one.blocks).sum::<u64>(), 100);
+        let reported = reported(&traced);
+        for (stack, expected) in &printed {
+            // libgcc ends at main where that has no rules; memtrace goes on by the frame pointer.
+            let seen = reported.iter().find(|(seen, _)| seen.starts_with(stack));
+            assert_eq!(seen.map(|(_, blocks)| blocks), Some(expected), "{stack:x?}");
+        }
+    }
+}
+
+/// What a program was started from may be replaced while it runs: its rules are still those of what is mapped.
+#[test]
+fn a_program_that_was_replaced_on_disk_is_left_by_the_rules_of_what_runs() {
+    let scratch = Scratch::new();
+    let program = scratch.copy(&workload(NO_FRAME_POINTERS), "program", 0o755);
+    let other = scratch.copy(&workload(&["-O0"]), "other", 0o755);
+    let mut running = Running::start(Command::new(&program).arg("signal"));
+    std::fs::rename(other, &program).expect("replace the program");
+    let trace = Attached::to(running.pid());
+    running.send(b"\n");
+    let traced = trace.wait();
+    let finished = running.finish();
+    assert_same(&finished.exited(0).output(), &traced, 1);
+    assert_eq!(cut(&traced), HashMap::new());
 }

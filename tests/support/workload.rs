@@ -53,6 +53,24 @@ pub fn build(source: &str, compiler: &str, flags: &[&str], package: &str) -> Pat
     output
 }
 
+/// A workload compiled by rustc, optimised and without frame pointers.
+pub fn build_rust(source: &str, flags: &[&str]) -> PathBuf {
+    let rustc = tool("rustc", "rustc");
+    let directory = workspace().join("tests/workloads");
+    let output = place(&directory, source, &["rustc"], flags);
+    produce(&output, "rustc", |temporary| {
+        let mut command = Command::new(&rustc);
+        command
+            .args(["--edition", "2024", "-O", "-C", "force-frame-pointers=no"])
+            .args(flags)
+            .arg("-o")
+            .arg(temporary)
+            .arg(directory.join(source));
+        command
+    });
+    output
+}
+
 /// A workload compiled by Go with cgo, with no network and no module.
 pub fn build_go(source: &str) -> PathBuf {
     let go = tool("go", "golang-go");
