@@ -8,7 +8,7 @@ use memtrace::report::document::Leak;
 use memtrace_tests::binary::Attached;
 use memtrace_tests::expect::number;
 use memtrace_tests::stacks::{Stacks, addresses, cut};
-use memtrace_tests::workload::{build, build_rust};
+use memtrace_tests::workload::{build, build_go, build_rust};
 use memtrace_tests::{Running, Scratch, Traced, trace};
 
 fn workload(flags: &[&str]) -> std::path::PathBuf {
@@ -224,4 +224,28 @@ fn a_program_that_was_replaced_on_disk_is_left_by_the_rules_of_what_runs() {
     let finished = running.finish();
     assert_same(&finished.exited(0).output(), &traced, 1);
     assert_eq!(cut(&traced), HashMap::new());
+}
+
+/// Go's own stack is another one, which only Go's runtime leads to.
+#[test]
+fn a_call_from_go_is_followed_to_the_switch_of_stacks_and_counted_as_cut_there() {
+    let traced = trace(&[build_go("cgo.go").as_os_str(), "800".as_ref()]);
+    traced.finished.exited(0);
+    traced.nothing_lost();
+    let pairs = number(&traced.finished.object(), "pairs");
+    let process = traced.first();
+    let from_go = process.sites.iter().filter(|site| {
+        let names = process
+            .stack(&site.stack)
+            .map(|frame| frame.function.as_deref());
+        let names: Vec<&str> = names.map(|name| name.unwrap_or("?")).collect();
+        matches!(names[..], ["take", wrapper, "runtime.asmcgocall"] if wrapper.starts_with("_cgo_"))
+    });
+    let calls: u64 = from_go.map(|site| site.totals.allocations).sum();
+    assert_eq!(calls, pairs);
+    assert!(
+        cut(&traced)["unwind_no_rules"] >= pairs,
+        "{:?}",
+        cut(&traced)
+    );
 }

@@ -148,6 +148,12 @@ fn judge(row: &Row, cells: &[Cell], claim: &Claim, earlier: &[Measured]) -> Verd
             let value = measured.map(|ratio| if surely { ratio.high } else { ratio.value });
             (what, measured.zip(value), limit)
         }
+        Claim::Beyond { of, to, limit } => {
+            let pair = |(one, other): (Tool, Tool)| format!("{} - {}", one.name(), other.name());
+            let what = format!("({}) ≤ {limit:.3} × ({})", pair(of), pair(to));
+            let measured = beyond(row, cells, of, to);
+            (what, measured.map(|ratio| (ratio, ratio.value)), limit)
+        }
         Claim::Across { of, row: to, limit } => {
             let what = format!("{} ≤ {limit:.3} × the same in {to}", of.name());
             let measured = across(
@@ -177,17 +183,27 @@ fn judge(row: &Row, cells: &[Cell], claim: &Claim, earlier: &[Measured]) -> Verd
 }
 
 fn compared(row: &Row, cells: &[Cell], (of, to): (Tool, Tool), added: bool) -> Option<Median> {
-    let of_tool = |wanted| Some(times(row.clock, find(cells, |tool| tool == wanted)?));
-    let (of, to) = (of_tool(of)?, of_tool(to)?);
-    if !added {
-        return ratio(&of, &to);
+    if added {
+        let base = *row.tools.first()?;
+        return beyond(row, cells, (of, base), (to, base));
     }
-    let base = of_tool(*row.tools.first()?)?;
-    let without = |times: &[f64]| -> Vec<f64> {
-        let pairs = times.iter().zip(&base);
-        pairs.map(|(time, base)| time - base).collect()
+    let of_tool = |wanted| Some(times(row.clock, find(cells, |tool| tool == wanted)?));
+    ratio(&of_tool(of)?, &of_tool(to)?)
+}
+
+/// The ratio of two differences, each within a round.
+fn beyond(row: &Row, cells: &[Cell], of: (Tool, Tool), to: (Tool, Tool)) -> Option<Median> {
+    let of_tool = |wanted| Some(times(row.clock, find(cells, |tool| tool == wanted)?));
+    let difference = |(one, other)| -> Option<Vec<f64>> {
+        let (one, other) = (of_tool(one)?, of_tool(other)?);
+        Some(
+            one.iter()
+                .zip(&other)
+                .map(|(one, other)| one - other)
+                .collect(),
+        )
     };
-    ratio(&without(&of), &without(&to))
+    ratio(&difference(of)?, &difference(to)?)
 }
 
 /// Rounds of two rows are not each other's: medians are compared, and the bounds are those of the first.
