@@ -11,6 +11,7 @@ pub mod counter;
 pub mod frame;
 pub mod heap;
 pub mod histogram;
+pub mod python;
 pub mod record;
 pub mod sampling;
 pub mod target;

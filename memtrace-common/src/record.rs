@@ -36,6 +36,8 @@ pub enum Kind {
     Seen = 14,
     /// [`StackCopy`]
     StackCopy = 15,
+    /// [`PythonCode`]
+    PythonCode = 16,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             13 => Self::Arguments,
             14 => Self::Seen,
             15 => Self::StackCopy,
+            16 => Self::PythonCode,
             _ => return None,
         })
     }
@@ -166,6 +169,49 @@ pub struct StackCopy {
 
 /// A [`Fault`] names the copy; otherwise a record of the heap does.
 pub const COPY_OF_FAULT: u16 = 1;
+
+/// Bytes of a name, of a path and of a line table that fit into a [`PythonCode`], powers of two.
+pub const PYTHON_NAME_BYTES: usize = 256;
+/// See [`PYTHON_NAME_BYTES`].
+pub const PYTHON_FILE_BYTES: usize = 512;
+/// See [`PYTHON_NAME_BYTES`].
+pub const PYTHON_LINES_BYTES: usize = 4096;
+
+/// A Python function's code object, sent before the first stack that it is in: what is of fixed length.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PythonHead {
+    /// `extra` is the number of bytes of [`PythonCode::lines`] that are sent.
+    pub header: Header,
+    /// As [`crate::frame::python_code`] has it.
+    pub code: u64,
+    /// `co_firstlineno`
+    pub first_line: u32,
+    /// `state` of the name.
+    pub name_state: u32,
+    /// Bytes of the name.
+    pub name_bytes: u32,
+    /// `state` of the path.
+    pub file_state: u32,
+    /// Bytes of the path.
+    pub file_bytes: u32,
+    /// 0
+    pub reserved: u32,
+}
+
+/// The whole of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PythonCode {
+    /// What is of fixed length.
+    pub head: PythonHead,
+    /// `co_qualname`: its characters.
+    pub name: [u8; PYTHON_NAME_BYTES],
+    /// `co_filename`
+    pub file: [u8; PYTHON_FILE_BYTES],
+    /// `co_linetable`
+    pub lines: [u8; PYTHON_LINES_BYTES],
+}
 
 /// A page fault was handled. `flags` has the `FAULT_` bits.
 #[repr(C)]
@@ -364,6 +410,9 @@ const _: () = assert!(size_of::<Free>() == 32);
 const _: () = assert!(size_of::<Realloc>() == 64);
 const _: () = assert!(size_of::<Stack>() == 32 + 8 * MAX_WORDS);
 const _: () = assert!(size_of::<StackCopy>() == 72);
+const _: () = assert!(
+    size_of::<PythonCode>() == 56 + PYTHON_NAME_BYTES + PYTHON_FILE_BYTES + PYTHON_LINES_BYTES
+);
 const _: () = assert!(size_of::<Fault>() == 56);
 const _: () = assert!(size_of::<Syscall>() == 88);
 const _: () = assert!(size_of::<Fork>() == 48);

@@ -385,6 +385,9 @@ pub struct CodeSpace {
     pub as_of: u64,
     /// No two tables have the same; part of the key of cached rules.
     pub generation: u64,
+    /// Where a CPython that frames are read of has the thread that holds its lock
+    /// ([`crate::python::RUNTIME_THREAD`]); 0 for none.
+    pub python: u64,
     /// By address, without overlap, then [`CodeMapping::NONE`], at least once.
     pub mappings: [CodeMapping; MAX_CODE_MAPPINGS],
 }
@@ -403,4 +406,4 @@ pub const ADDITION: u64 = 1;
 pub const SCRATCH_PER_CPU: u32 = 4;
 
 const _: () = assert!(size_of::<CodeMapping>() == 24);
-const _: () = assert!(size_of::<CodeSpace>() == 16 + 24 * MAX_CODE_MAPPINGS);
+const _: () = assert!(size_of::<CodeSpace>() == 24 + 24 * MAX_CODE_MAPPINGS);

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use memtrace_common::{
     counter::Counter,
     frame::MAX_WORDS,
-    record::{Header, Kind, Stack},
+    record::{Header, Kind, PYTHON_LINES_BYTES, PythonCode, Stack},
 };
 
 /// The stream. Its size is set when it is loaded.
@@ -121,6 +121,30 @@ pub fn emit_stack(record: &Stack, count_words: u64) -> bool {
             (&raw const EVENTS).cast_mut().cast(),
             ptr::from_ref(record).cast_mut().cast(),
             HEAD + 8 * words,
+            wakeup(Urgency::Usual),
+        )
+    };
+    if sent < 0 {
+        count(Counter::LostStack);
+    }
+    sent == 0
+}
+
+/// Puts a code object whose line table has so many bytes, fewer than fit, into the ring buffer, or counts it as lost.
+/// True if it went in.
+#[inline(always)]
+pub fn emit_python(record: &PythonCode, lines: u64) -> bool {
+    const HEAD: u64 = (size_of::<PythonCode>() - PYTHON_LINES_BYTES) as u64;
+    const { assert!(PYTHON_LINES_BYTES == 4096) };
+    let mut lines = lines;
+    // SAFETY: as above.
+    unsafe { asm!("{0} &= 0xfff", inout(reg) lines, options(pure, nomem, nostack)) };
+    // SAFETY: the size is within the record.
+    let sent = unsafe {
+        bpf_ringbuf_output(
+            (&raw const EVENTS).cast_mut().cast(),
+            ptr::from_ref(record).cast_mut().cast(),
+            HEAD + lines,
             wakeup(Urgency::Usual),
         )
     };

@@ -5,7 +5,7 @@
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
 //! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `residency`, `heap`, `sample`,
-//! `stack`, `unwind`, `mapped`; and `floor`, for measuring.
+//! `stack`, `unwind`, `mapped`, `python`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -25,6 +25,7 @@ mod floor;
 mod heap;
 mod mapped;
 mod process;
+mod python;
 mod residency;
 mod sample;
 mod stack;

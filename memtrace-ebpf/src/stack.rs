@@ -12,7 +12,7 @@ use aya_ebpf::{
 use memtrace_common::{
     counter::Counter,
     frame::interrupted,
-    record::{COPIED_STACK, COPY_OF_FAULT, Header, Kind, Stack, StackCopy},
+    record::{COPIED_STACK, COPY_OF_FAULT, Header, Kind, PythonCode, Stack, StackCopy},
     unwind::{End, Registers, SCRATCH_PER_CPU, StackHash},
 };
 
@@ -20,6 +20,7 @@ use crate::{
     emit::{self, Urgency, count, emit, header},
     heap,
     process::{current_mm, field, offsets},
+    python,
     target,
     unwind::Walk,
 };
@@ -37,11 +38,13 @@ static TAKE_STACKS: Global<u8> = Global::new(1);
 #[map]
 static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCH_PER_CPU, 0);
 
+/// See [`SCRATCH`].
 #[repr(C)]
-struct Scratch {
+pub struct Scratch {
     /// 1 while it is used.
     taken: u64,
-    walk: Walk,
+    pub walk: Walk,
+    pub code: PythonCode,
 }
 
 /// Where a stack is walked from.
@@ -113,13 +116,14 @@ fn intern_after(
         walk.begin_with(count);
     }
     walk.run();
+    python::add(walk);
     let id = if walk.end == End::NotKnown as u64 {
         None
     } else {
         if start.flags & COPY_OF_FAULT == 0 {
             count_end(walk.end);
         }
-        Some(known(walk, last))
+        Some(known(scratch, last))
     };
     // SAFETY: nothing uses the scratch any more.
     unsafe { (&raw mut (*scratch).taken).write_volatile(0) };
@@ -147,7 +151,9 @@ fn take_scratch() -> Option<*mut Scratch> {
 
 /// Id of a stack that was walked; its frames are sent the first time.
 #[inline(always)]
-fn known(walk: &mut Walk, last: &mut StackHash) -> u64 {
+fn known(scratch: *mut Scratch, last: &mut StackHash) -> u64 {
+    // SAFETY: it is ours, see `intern_after`.
+    let walk = unsafe { &mut (*scratch).walk };
     if *last == walk.hash {
         return walk.hash.id();
     }
@@ -165,6 +171,9 @@ fn known(walk: &mut Walk, last: &mut StackHash) -> u64 {
         if unsafe { STACKS.get(&id) }.is_some() {
             return id;
         }
+    }
+    if walk.python.count > 0 {
+        python::tell(scratch, walk.python.count);
     }
     let record = &mut walk.stack;
     record.header = Header {

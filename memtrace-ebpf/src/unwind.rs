@@ -26,6 +26,7 @@ use crate::{
     emit::{add, count},
     heap,
     mapped::{NOT_KNOWN, NOT_MAPPED, mapped_look_up},
+    python,
     target::TARGETS,
 };
 
@@ -174,7 +175,7 @@ const WINDOW: usize = 128;
 #[repr(C)]
 pub struct Walk {
     registers: Registers,
-    pid: u32,
+    pub pid: u32,
     /// There are no mappings beside those of the table.
     settled: u32,
     /// Of the table of mappings; 0 where it may not be relied on.
@@ -196,6 +197,8 @@ pub struct Walk {
     pub count: u64,
     /// [`End`]
     pub end: u64,
+    /// The Python functions among them.
+    pub python: python::Frames,
     /// The frames.
     pub stack: Stack,
 }
@@ -218,6 +221,7 @@ impl Walk {
                 .wrapping_add(target.start_ns),
         );
         self.read_window();
+        python::begin(&mut self.python, space.map_or(0, |space| space.python));
         self.bits = bits;
         self.hash = StackHash::EMPTY;
         self.count = 0;
@@ -303,15 +307,17 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
         return 1;
     }
     let rule = Rule(rule as u32);
-    let frame = ip | walk.bits;
-    walk.stack.frames[walk.count as usize & (MAX_FRAMES - 1)] = frame;
-    walk.count += 1;
-    walk.hash.add(frame);
+    let (sp, bits) = (walk.registers.sp, walk.bits);
     let memory = UserStack {
         window: &walk.window,
         start: walk.window_start,
     };
-    walk.bits = match step(&mut walk.registers, rule, &memory) {
+    let next = step(&mut walk.registers, rule, &memory);
+    let frame = ip | bits | python::mark(&mut walk.python, sp, walk.registers.sp);
+    walk.stack.frames[walk.count as usize & (MAX_FRAMES - 1)] = frame;
+    walk.count += 1;
+    walk.hash.add(frame);
+    walk.bits = match next {
         Step::Caller => 0,
         Step::ByFramePointer => BY_FRAME_POINTER,
         Step::Interrupted => INTERRUPTED,

@@ -16,6 +16,7 @@ pub mod event;
 pub mod export;
 pub mod model;
 pub mod probe;
+pub mod python;
 pub mod report;
 pub mod seed;
 pub mod stack;

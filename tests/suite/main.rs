@@ -28,6 +28,7 @@ mod no_harm;
 mod packaging;
 mod processes;
 mod programs;
+mod python;
 mod recording;
 mod sampling;
 mod stack_ends;

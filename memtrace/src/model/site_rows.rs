@@ -160,6 +160,7 @@ fn frames(word: u64, symbol: Option<&Symbol>, modules: &[Module]) -> Vec<Frame> 
             Found::FramePointer => FoundBy::FramePointer,
             Found::Interrupted => FoundBy::Interrupted,
             Found::Kernel => FoundBy::Kernel,
+            Found::Python => FoundBy::Python,
         },
     };
     let Some(symbol) = symbol else {

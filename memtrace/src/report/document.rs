@@ -399,6 +399,8 @@ pub enum FoundBy {
     Interrupted,
     /// A return address in the kernel.
     Kernel,
+    /// Read from the Python interpreter, in the place of its loop: a function, without an address (0).
+    Python,
 }
 
 /// One frame. An address may stand for several, inlined ones first.

@@ -144,6 +144,9 @@ const RUST_ALLOCATORS: &[&str] = &["__rust_", "__rustc", "__rdl_", "__rg_"];
 /// Libraries whose frames only pass memory on to their caller.
 const LIBRARIES: &[&str] = &["std::", "__gnu_cxx::", "alloc::", "core::", "hashbrown::"];
 
+/// What a Python function is called whose code object was not read.
+const PYTHON_FUNCTION: &str = "(a Python function)";
+
 /// What a site without a stack is called.
 pub const NO_STACK: &str = "(no stack was taken)";
 
@@ -161,10 +164,11 @@ impl SiteKey {
 
 /// The frame that says most about a site: the innermost that is not an allocator or a wrapper of one.
 pub fn headline(stack: &[Frame]) -> Option<&Frame> {
-    stack
-        .iter()
-        .find(|frame| !is_plumbing(frame))
-        .or(stack.first())
+    // What a Python program does is not the interpreter's doing.
+    let python = stack.iter().any(|frame| frame.found_by == FoundBy::Python);
+    let passes_on = |frame: &Frame| is_plumbing(frame) || python && is_interpreter(frame);
+    let speaks = stack.iter().find(|frame| !passes_on(frame));
+    speaks.or(stack.first())
 }
 
 /// One short line for a site.
@@ -194,6 +198,7 @@ fn describe(frame: &Frame, path: impl Fn(&str) -> &str) -> String {
         return clean(&match (&frame.module, frame.offset) {
             (Some(module), Some(offset)) => format!("{}+{offset:#x}", path(module)),
             (Some(module), None) => format!("{:#x} in {}", frame.address, path(module)),
+            (None, _) if frame.found_by == FoundBy::Python => PYTHON_FUNCTION.to_owned(),
             (None, _) => format!("{:#x}", frame.address),
         });
     };
@@ -210,6 +215,7 @@ pub fn name(frame: &Frame) -> String {
     match (&frame.function, &frame.module, frame.offset) {
         (Some(function), _, _) => function.clone(),
         (None, Some(module), Some(offset)) => format!("{}+{offset:#x}", base_name(module)),
+        _ if frame.found_by == FoundBy::Python => PYTHON_FUNCTION.to_owned(),
         _ => format!("{:#x}", frame.address),
     }
 }
@@ -235,6 +241,11 @@ pub fn is_plumbing(frame: &Frame) -> bool {
         || LIBRARIES.iter().any(|library| plain.starts_with(library))
         || is_wrapper(plain)
         || of_family(plain)
+}
+
+fn is_interpreter(frame: &Frame) -> bool {
+    let module = frame.module.as_deref().map_or("", base_name);
+    module.starts_with("python3") || module.starts_with("libpython3")
 }
 
 fn is_library(module: &str) -> bool {
@@ -391,6 +402,24 @@ mod tests {
         let start = nameless("/usr/lib/libc.so.6", 0x27249);
         assert_eq!(title(&[start]), "libc.so.6+0x27249");
         assert_eq!(title(&[]), NO_STACK);
+        let unnamed = Frame {
+            found_by: FoundBy::Python,
+            ..bare()
+        };
+        let script = [
+            named("malloc"),
+            nameless("/usr/bin/python3.11", 7),
+            Frame {
+                found_by: FoundBy::Python,
+                ..frame("Store.keep", "/app.py", 3)
+            },
+        ];
+        assert_eq!(title(&script), "Store.keep (app.py:3)");
+        assert_eq!(title(&script[..2]), "python3.11+0x7");
+        assert_eq!(
+            (title(std::slice::from_ref(&unnamed)), name(&unnamed)),
+            (PYTHON_FUNCTION.into(), PYTHON_FUNCTION.into())
+        );
     }
 
     #[test]

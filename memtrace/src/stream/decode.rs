@@ -12,13 +12,15 @@ use memtrace_common::{
         self, Alloc, AllocFailed, Arguments, COPY_OF_FAULT, Call, EXEC_UNFOLLOWED, Exec, Exit,
         FAULT_ACCESS_KNOWN, FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION,
         FAULT_WRITE, Fault, Fork, Free, Header, Kind, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory,
-        Realloc, Rename, Seen, StackCopy,
+        PYTHON_FILE_BYTES, PYTHON_LINES_BYTES, PYTHON_NAME_BYTES, PythonCode, PythonHead, Realloc,
+        Rename, Seen, StackCopy,
     },
     unwind::End,
 };
 
 use crate::{
     event::{Access, Event, EventKind, MemoryTotals, Started, Syscall},
+    python::code::{self, Code},
     unwind::CopiedStack,
 };
 
@@ -70,7 +72,7 @@ wire!(
     Arguments,
     Exit
 );
-wire!(Rename, Memory, Seen, StackCopy);
+wire!(Rename, Memory, Seen, StackCopy, PythonHead);
 
 fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() < size_of::<T>() {
@@ -89,6 +91,15 @@ pub enum Decoded {
     Event(Event),
     /// A stack that is to be walked first.
     Copy(Box<CopiedStack>),
+    /// A Python code object, which stacks to come name.
+    Code {
+        /// When, in nanoseconds.
+        time_ns: u64,
+        /// The process.
+        pid: u32,
+        /// The object.
+        code: Box<Code>,
+    },
 }
 
 impl Decoded {
@@ -97,6 +108,7 @@ impl Decoded {
         match self {
             Self::Event(event) => event.time_ns,
             Self::Copy(copy) => copy.time_ns,
+            Self::Code { time_ns, .. } => *time_ns,
         }
     }
 }
@@ -125,6 +137,7 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
         Kind::Realloc => realloc(read(bytes)?),
         Kind::Stack => stack(bytes)?,
         Kind::StackCopy => return copy(bytes),
+        Kind::PythonCode => return python_code(bytes),
         Kind::Fault => fault(&read(bytes)?),
         Kind::Syscall => syscall(&read(bytes)?)?,
         Kind::Fork => fork(&read(bytes)?),
@@ -247,6 +260,42 @@ fn copy(bytes: &[u8]) -> Result<Decoded, DecodeError> {
         returns_to,
         bytes: stack[..length].into(),
     })))
+}
+
+/// Only the part of the line table that there is was sent.
+fn python_code(bytes: &[u8]) -> Result<Decoded, DecodeError> {
+    const LINES: usize = offset_of!(PythonCode, lines);
+    let head: PythonHead = read(bytes)?;
+    let short = DecodeError::Short {
+        length: bytes.len(),
+    };
+    let part = |at: usize, length: u32, most: usize| {
+        let length = (length as usize).min(most);
+        bytes.get(at..at + length).ok_or(short)
+    };
+    let name = part(
+        offset_of!(PythonCode, name),
+        head.name_bytes,
+        PYTHON_NAME_BYTES,
+    )?;
+    let file = part(
+        offset_of!(PythonCode, file),
+        head.file_bytes,
+        PYTHON_FILE_BYTES,
+    )?;
+    let lines = part(LINES, head.header.extra, PYTHON_LINES_BYTES)?;
+    let code = Code::new(
+        head.code,
+        code::text(head.name_state, name),
+        code::text(head.file_state, file),
+        head.first_line,
+        lines,
+    );
+    Ok(Decoded::Code {
+        time_ns: head.header.time_ns,
+        pid: head.header.pid,
+        code: Box::new(code),
+    })
 }
 
 fn fault(fault: &Fault) -> EventKind {

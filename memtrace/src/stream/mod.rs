@@ -151,6 +151,9 @@ impl Stream {
             match decoded {
                 Decoded::Event(mut event) => {
                     self.unwinder.resolve(&mut event);
+                    for named in self.unwinder.complete(&mut event) {
+                        deliver(named);
+                    }
                     self.unwinder.note(&event);
                     self.note(&event, object, deliver);
                     deliver(event);
@@ -160,6 +163,7 @@ impl Stream {
                         deliver(event);
                     }
                 }
+                Decoded::Code { pid, code, .. } => self.unwinder.add_code(pid, *code),
             }
         }
         self.batch = batch;
@@ -209,6 +213,9 @@ impl Stream {
         for (reason, count) in self.unwinder.take_counts() {
             deliver(counted(reason, count, false));
         }
+        for (name, reason) in self.unwinder.take_unsupported() {
+            deliver(unsupported(&name, &reason));
+        }
         if self.undecodable > 0 {
             deliver(counted(
                 "undecodable",
@@ -257,6 +264,21 @@ impl Stream {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
+    }
+}
+
+/// Something that is not read, as a probe that is not attached.
+fn unsupported(name: &str, reason: &str) -> Event {
+    let kind = EventKind::Probe {
+        name: name.into(),
+        attached: false,
+        reason: Some(reason.into()),
+    };
+    Event {
+        time_ns: 0,
+        pid: 0,
+        tid: 0,
+        kind,
     }
 }
 

@@ -38,6 +38,8 @@ struct Known {
     code: CodeMapping,
     /// The file, until its rules are asked for: what is mapped is told to those who place probes first.
     file: Option<Rc<Mapping>>,
+    /// See [`CodeSpace::python`].
+    python: u64,
     /// When it was mapped, in nanoseconds.
     time_ns: u64,
 }
@@ -89,12 +91,13 @@ impl Spaces {
         self.changed.remove(&pid);
     }
 
-    /// Finds the rules of what a process has mapped since the last time.
-    pub fn resolve(&mut self, pid: Pid, mut rules: impl FnMut(&Mapping) -> Span) {
+    /// Finds the rules of what a process has mapped since the last time, and whether it is an interpreter.
+    pub fn resolve(&mut self, pid: Pid, mut look_at: impl FnMut(&Mapping) -> (Span, u64)) {
         let known = self.by_pid.get_mut(&pid);
         for one in known.into_iter().flat_map(|space| &mut space.mappings) {
             if let Some(file) = one.file.take() {
-                let span = rules(&file);
+                let (span, python) = look_at(&file);
+                one.python = python;
                 one.code.first_row = span.first;
                 one.code.rows = span.rows;
             }
@@ -123,6 +126,11 @@ impl Spaces {
         let space = CodeSpace {
             as_of,
             generation,
+            python: known
+                .iter()
+                .map(|one| one.python)
+                .find(|&python| python != 0)
+                .unwrap_or(0),
             mappings,
         };
         (space, (known.len() - count) as u64)
@@ -190,6 +198,7 @@ impl Spaces {
         let known = Known {
             code,
             file: addressable.then(|| Rc::new(mapping)),
+            python: 0,
             time_ns,
         };
         space.mappings.insert(at, known);

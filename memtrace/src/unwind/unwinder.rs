@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     event::{Event, EventKind, Pid, StackId},
+    python::{Python, code::Code, interpreter::Interpreters},
     stack::symbolize::Mapping,
 };
 
@@ -41,6 +42,8 @@ pub struct Unwinder {
     chosen: Option<HashSet<Pid>>,
     tables: Tables,
     spaces: Spaces,
+    interpreters: Interpreters,
+    python: Python,
     /// Count of changes when a process was first seen to have changed. All that led to it was in the buffers
     /// then: once they have been drained a table can be made as of that count.
     seen: HashMap<Pid, u64>,
@@ -59,6 +62,8 @@ impl Unwinder {
             chosen: None,
             tables: Tables::new(store),
             spaces: Spaces::default(),
+            interpreters: Interpreters::default(),
+            python: Python::default(),
             seen: HashMap::new(),
             generation: 0,
             copied: HashMap::new(),
@@ -208,11 +213,30 @@ impl Unwinder {
         }
     }
 
+    /// A Python code object was told.
+    pub fn add_code(&mut self, pid: Pid, code: Code) {
+        self.python.add(pid, code);
+    }
+
+    /// Puts Python functions into a stack, and tells the names that they have.
+    pub fn complete(&mut self, event: &mut Event) -> Vec<Event> {
+        self.python.complete(event)
+    }
+
+    /// Interpreters that frames are not read of, and why, since the last call.
+    pub fn take_unsupported(&mut self) -> Vec<(String, String)> {
+        self.interpreters.take_unsupported()
+    }
+
     /// What happened to stacks here since the last call, by name.
     pub fn take_counts(&mut self) -> Vec<(&'static str, u64)> {
         let full = self.tables.take_full();
         if full > 0 {
             self.count("unwind_tables_full", full);
+        }
+        let unnamed = self.python.take_unnamed();
+        if unnamed > 0 {
+            self.count("python_unresolved", unnamed);
         }
         let mut counts: Vec<_> = self.counts.drain().collect();
         counts.sort_unstable();
@@ -220,9 +244,11 @@ impl Unwinder {
     }
 
     fn find_rules(&mut self, pid: Pid) {
-        let tables = &mut self.tables;
-        self.spaces
-            .resolve(pid, |mapping| tables.of_mapping(pid, mapping));
+        let (tables, interpreters) = (&mut self.tables, &mut self.interpreters);
+        self.spaces.resolve(pid, |mapping| {
+            let span = tables.of_mapping(pid, mapping);
+            (span, interpreters.thread_state(pid, mapping))
+        });
     }
 
     fn count(&mut self, reason: &'static str, count: u64) {

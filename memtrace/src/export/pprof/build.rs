@@ -20,8 +20,8 @@ pub(super) struct Builder<'a> {
     strings: FxHashMap<String, i64>,
     /// By name and file.
     functions: FxHashMap<(i64, i64), u64>,
-    /// By process, address and the innermost function.
-    locations: FxHashMap<(u32, u64, u64), u64>,
+    /// By process, address, the innermost function and its line: a Python function has no address.
+    locations: FxHashMap<(u32, u64, u64, i64), u64>,
     mappings: FxHashMap<Module<'a>, u64>,
     samples: FxHashMap<(u32, Vec<u64>), usize>,
 }
@@ -127,8 +127,10 @@ impl<'a> Builder<'a> {
             .filter(|frame| frame.function.is_some())
             .map(|frame| self.line(frame))
             .collect();
-        let innermost = line.first().map_or(0, |line| line.function_id);
-        let key = (process.pid, address, innermost);
+        let innermost = line
+            .first()
+            .map_or((0, 0), |line| (line.function_id, line.line));
+        let key = (process.pid, address, innermost.0, innermost.1);
         if let Some(&id) = self.locations.get(&key) {
             return id;
         }
@@ -148,7 +150,7 @@ impl<'a> Builder<'a> {
     fn words(&mut self, process: &Process, words: &str) -> u64 {
         let name = self.string(words);
         let function_id = self.function(name, 0);
-        let key = (process.pid, 0, function_id);
+        let key = (process.pid, 0, function_id, 0);
         let id = self.profile.location.len() as u64 + 1;
         let known = *self.locations.entry(key).or_insert(id);
         if known == id {

@@ -300,6 +300,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         action: "Compile such code with -fno-omit-frame-pointer, or assembly with .cfi directives.",
     },
     Entry {
+        word: "python_unresolved",
+        aliases: &[],
+        meaning: "A Python function whose code object was lost: it stands in stacks without its name.",
+        action: "Nothing, if it happens now and then; otherwise enlarge what is lost first (see ring_full).",
+    },
+    Entry {
         word: "unwind_unreadable",
         aliases: &["unwind_no_mapping", "unwind_stack_pointer"],
         meaning: "A stack could not be followed to its start: its memory could not be read, or a return address or the stack pointer made no sense.",

@@ -1,0 +1,129 @@
+//! Functions of a Python program stand in the place of the interpreter's loop, as Python itself tells them.
+
+use std::collections::BTreeMap;
+
+use memtrace::report::document::{FoundBy, Leak};
+use memtrace_tests::child::run;
+use memtrace_tests::workload::tool;
+use memtrace_tests::{Scratch, memtrace, trace_with};
+
+/// Keeps blocks of sizes that nothing else has, and prints who called there: name, file and line, innermost first.
+const SCRIPT: &str = r#"
+import json, os, sys, threading
+
+kept, told = [], {}
+
+def callers(size):
+    frame, found = sys._getframe(1), []
+    while frame is not None:
+        code = frame.f_code
+        found.append([code.co_qualname, code.co_filename, frame.f_lineno])
+        frame = frame.f_back
+    told[size] = found
+    return size - 33  # sys.getsizeof(b"") and the bytes
+
+class Store:
+    def keep(self, size):
+        kept.append(bytes(callers(size)))
+
+def recursive(depth):
+    if depth > 0:
+        return recursive(depth - 1)
+    Store().keep(50101)
+
+def through_c():
+    # sort() is C: it calls the interpreter's loop anew.
+    [1].sort(key=lambda one: kept.append(bytes(callers(50201))))
+
+def generator():
+    kept.append(bytes(callers(50301)))
+    yield 1
+
+def für(
+    unused,
+):
+    x = [
+        unused,
+        kept.append(bytes(callers(50401))),
+    ]
+    return x
+
+def comprehension():
+    return [kept.append(bytes(callers(50501))) for _ in range(1)]
+
+recursive(20)
+through_c()
+sum(generator())
+für(1)
+comprehension()
+exec(compile("\n\nkept.append(bytes(callers(50601)))", "<made>", "exec"))
+LONG
+thread = threading.Thread(target=Store().keep, args=(50801,))
+thread.start()
+thread.join()
+kept.append(bytes(callers(50901)))
+print(json.dumps(told), flush=True)
+os._exit(0)
+"#;
+
+/// A function so long that its line table has more than the usual bytes.
+fn long_function() -> String {
+    let lines = "    x = [1, 2, 3, {'a': 4}]\n".repeat(150);
+    format!("def long():\n{lines}    kept.append(bytes(callers(50701)))\nlong()\n")
+}
+
+/// Name, file and line of the functions that a leak's stack has.
+fn functions(leak: &Leak) -> Vec<(String, String, u32)> {
+    let python = |frame: &&memtrace::report::document::Frame| frame.found_by == FoundBy::Python;
+    let frames = leak.stack.iter().filter(python);
+    frames
+        .map(|frame| {
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            (
+                text(&frame.function),
+                text(&frame.file),
+                frame.line.unwrap_or(0),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn python_functions_files_and_lines_are_those_that_python_tells() {
+    tool("python3.11", "python3");
+    let scratch = Scratch::new();
+    let script = scratch.write("app.py", SCRIPT.replace("LONG\n", &long_function()));
+    let recording = scratch.path("recording");
+    let command = [
+        "env".as_ref(),
+        "PYTHONMALLOC=malloc".as_ref(),
+        "/usr/bin/python3.11".as_ref(),
+        script.as_os_str(),
+    ];
+    let traced = trace_with(&["-o".as_ref(), recording.as_os_str()], &command);
+    traced.finished.exited(0);
+    traced.nothing_lost();
+    let told: BTreeMap<u64, Vec<(String, String, u32)>> =
+        serde_json::from_value(traced.finished.object()).expect("what the script printed");
+    assert_eq!(told.len(), 9);
+    let process = traced.first();
+    for (size, expected) in &told {
+        let leak = process.leaks.iter().find(|leak| leak.bytes == *size);
+        let leak = leak.unwrap_or_else(|| panic!("no leak of {size} bytes"));
+        assert_eq!(&functions(leak), expected, "{size} bytes");
+        let loops = |leak: &Leak| {
+            let mut names = leak.stack.iter().map(|frame| frame.function.as_deref());
+            names.any(|name| name.is_some_and(|name| name.starts_with("_PyEval_EvalFrame")))
+        };
+        assert!(!loops(leak), "{:?}", leak.stack);
+    }
+    let unresolved = traced
+        .document
+        .coverage
+        .lost_by_reason
+        .get("python_unresolved");
+    assert_eq!(unresolved, None);
+    let report = run(memtrace(&["report", "leaks", "--from"]).arg(&recording));
+    let text = report.exited(0).output();
+    assert!(text.contains("  Store.keep (app.py:17)\n"), "{text}");
+}
