@@ -41,10 +41,18 @@ fn faults_of_one_instruction_are_told_apart_by_their_callers() {
     // While malloc runs, its return address on the stack is that of the probe.
     let (grown, _) = through(process, "grow");
     let blocks = number(&counted, "blocks");
-    assert!(grown >= blocks - blocks / 100, "{grown} of {blocks}");
+    // Where the machine was too busy to tell the mappings, a stack is its instruction and says so.
+    let sites = process.fault_sites.iter();
+    let not_known = sites.filter(|site| site.stack_end == Some(StackEnd::NotKnown));
+    let cut: u64 = not_known.map(|site| site.minor).sum();
+    assert!(
+        grown + cut >= blocks - blocks / 100 && grown > cut,
+        "{grown} and {cut} of {blocks}"
+    );
     for site in &process.fault_sites {
         let known = passes(process, site, "touch") || passes(process, site, "grow");
-        if known && site.stack_end.is_some() {
+        let whole = site.stack_end.is_some_and(|end| end != StackEnd::NotKnown);
+        if known && whole {
             assert!(passes(process, site, "main"), "{site:?}");
             assert_eq!(site.stack_end, Some(StackEnd::Start), "{site:?}");
         }

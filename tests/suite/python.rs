@@ -1,15 +1,20 @@
 //! Functions of a Python program stand in the place of the interpreter's loop, as Python itself tells them.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use memtrace::report::document::{FoundBy, Leak};
+use memtrace_tests::binary::Attached;
 use memtrace_tests::child::run;
 use memtrace_tests::workload::tool;
-use memtrace_tests::{Scratch, memtrace, trace_with};
+use memtrace_tests::{Running, Scratch, memtrace};
 
 /// Keeps blocks of sizes that nothing else has, and prints who called there: name, file and line, innermost first.
 const SCRIPT: &str = r#"
 import json, os, sys, threading
+
+print("ready", flush=True)
+sys.stdin.readline()
 
 kept, told = [], {}
 
@@ -94,17 +99,25 @@ fn python_functions_files_and_lines_are_those_that_python_tells() {
     let scratch = Scratch::new();
     let script = scratch.write("app.py", SCRIPT.replace("LONG\n", &long_function()));
     let recording = scratch.path("recording");
-    let command = [
-        "env".as_ref(),
-        "PYTHONMALLOC=malloc".as_ref(),
-        "/usr/bin/python3.11".as_ref(),
-        script.as_os_str(),
-    ];
-    let traced = trace_with(&["-o".as_ref(), recording.as_os_str()], &command);
-    traced.finished.exited(0);
+    // What is attached to is known before it is traced: a program that has just begun is not yet, for a moment.
+    let mut command = Command::new("/usr/bin/python3.11");
+    let mut program = Running::start(command.env("PYTHONMALLOC", "malloc").arg(&script));
+    program.stdout_has("ready");
+    let path = recording.to_str().expect("a path in UTF-8");
+    let trace = Attached::with(program.pid(), &["-o", path]);
+    program.send(b"\n");
+    let traced = trace.wait();
+    let finished = program.finish();
+    finished.exited(0);
     traced.nothing_lost();
-    let told: BTreeMap<u64, Vec<(String, String, u32)>> =
-        serde_json::from_value(traced.finished.object()).expect("what the script printed");
+    let told: BTreeMap<u64, Vec<(String, String, u32)>> = serde_json::from_str(
+        finished
+            .output()
+            .lines()
+            .last()
+            .expect("what the script printed"),
+    )
+    .expect("its JSON");
     assert_eq!(told.len(), 9);
     let process = traced.first();
     for (size, expected) in &told {
@@ -125,5 +138,5 @@ fn python_functions_files_and_lines_are_those_that_python_tells() {
     assert_eq!(unresolved, None);
     let report = run(memtrace(&["report", "leaks", "--from"]).arg(&recording));
     let text = report.exited(0).output();
-    assert!(text.contains("  Store.keep (app.py:17)\n"), "{text}");
+    assert!(text.contains("  Store.keep (app.py:20)\n"), "{text}");
 }
