@@ -110,10 +110,13 @@ impl Tool {
             Self::HeapNoStacks => memtrace(&["--no-stacks"]),
             Self::Heap => memtrace(&[]),
             Self::Heaptrack => {
-                let mut command = program("heaptrack");
-                command.arg("--raw").arg("-o").arg(report);
-                command.args(workload);
-                command
+                // It does not follow children: it is put before the program itself.
+                let (before, after) = workload.split_at(program_at(workload));
+                let mut words = before.to_vec();
+                words.extend(["heaptrack", "--raw", "-o"].map(OsString::from));
+                words.push(report.into());
+                words.extend_from_slice(after);
+                by_itself(&words)
             }
             Self::Memcheck => {
                 let mut command = program("valgrind");
@@ -180,6 +183,16 @@ fn bpftrace(script: &str) -> Vec<OsString> {
     words.map(OsString::from).to_vec()
 }
 
+/// Where in a command line the program stands that is measured: behind `cost tree` and what sets its environment, or
+/// at the beginning.
+fn program_at(words: &[OsString]) -> usize {
+    if words.get(1).is_none_or(|word| word != "tree") {
+        return 0;
+    }
+    let sets = |word: &&OsString| *word == "env" || word.to_string_lossy().contains('=');
+    2 + words[2..].iter().take_while(sets).count()
+}
+
 /// A command that sees nothing of the cargo that runs the bench.
 fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
@@ -223,4 +236,23 @@ fn fault_script(pid: u32) -> String {
          }}
          END {{ clear(@start); clear(@ns); }}"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_stands_behind_what_starts_it() {
+        let at = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            words[program_at(&words)].clone()
+        };
+        assert_eq!(at("cost pairs 64 1 0 100"), "cost");
+        assert_eq!(at("cost tree sqlite3 :memory: a=b"), "sqlite3");
+        assert_eq!(
+            at("cost tree env A=b /usr/bin/python3 rows.py"),
+            "/usr/bin/python3"
+        );
+    }
 }
