@@ -9,6 +9,7 @@ use memtrace_tests::child::deadline;
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::steps::{ALLOCATIONS, EARLY, FREES, LIVE_BYTES, REALLOCATIONS, Steps};
 use memtrace_tests::workload::workload;
+use nix::sys::signal::Signal;
 
 fn steps(daemon: &Daemon) -> Steps {
     let steps = Steps::of(daemon.cgroup.holds(&mut Command::new(workload("steps.c"))));
@@ -221,6 +222,48 @@ fn over_its_budget_the_daemon_pauses_heap_probes_and_says_so() {
     while !said(&daemon.report(&["--since", "1h"])) {
         assert!(Instant::now() < until, "the history does not say it");
         std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    chosen.end(0);
+}
+
+#[test]
+fn what_a_tiny_buffer_loses_and_what_is_seen_are_what_the_program_did() {
+    const ROUNDS: u64 = 20;
+    let mut daemon = Daemon::with("ring_buffer = '4KiB'\n");
+    let mut chosen = steps(&daemon);
+    let pid = chosen.pid().to_string();
+    heap(&daemon, &["on", "-p", &pid]);
+    // Stopped, the daemon drains nothing.
+    daemon.process().signal(Signal::SIGSTOP);
+    for _ in 0..ROUNDS {
+        chosen.round();
+    }
+    daemon.process().signal(Signal::SIGCONT);
+    let until = deadline();
+    loop {
+        let document = daemon.report(&["-p", &pid]);
+        let lost = |of: &str| {
+            let reason = format!("ring_full_{of}");
+            document
+                .coverage
+                .lost_by_reason
+                .get(&reason)
+                .copied()
+                .unwrap_or(0)
+        };
+        let lost = ["allocation", "reallocation", "free"].map(lost);
+        let seen = counts(&document.processes[0]);
+        let sums: Vec<u64> = seen
+            .iter()
+            .zip(lost)
+            .map(|(seen, lost)| seen + lost)
+            .collect();
+        if lost.iter().all(|&lost| lost > 0) && sums == rounds(ROUNDS)[..3] {
+            break;
+        }
+        // What was lost is read once a second.
+        assert!(Instant::now() < until, "seen {seen:?}, lost {lost:?}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
     chosen.end(0);
 }

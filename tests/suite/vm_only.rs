@@ -4,8 +4,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use memtrace::report::document::AddressSpace;
+use memtrace::report::document::{AddressSpace, Process};
+use memtrace_tests::child::run;
+use memtrace_tests::daemon::Daemon;
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::workload::workload;
 use memtrace_tests::{Traced, trace};
@@ -106,4 +109,34 @@ fn pages_that_a_control_group_has_no_room_for_are_swapped_and_not_committed() {
         "{swap} B in swap of 128 MiB touched in 64 MiB"
     );
     assert_as_smaps(&traced, &seen);
+}
+
+#[test]
+#[ignore = "traces every process: cargo xtask vm"]
+fn every_process_of_the_machine_is_in_the_history_with_its_faults() {
+    const CHILDREN: usize = 200;
+    in_vm();
+    let daemon = Daemon::everywhere();
+    let children = workload("children.c");
+    let mut tree = Command::new(workload("rusage.c"));
+    let finished = run(tree.arg(&children).args([&CHILDREN.to_string(), "exec"]));
+    finished.exited(0);
+    let objects = finished.objects();
+    let counted = objects.last().expect("what the kernel counted");
+    let is_child = |process: &Process| children.to_str() == Some(process.exe.as_str());
+    let ended = daemon.ended(CHILDREN + 1, is_child);
+    assert_eq!(ended.len(), CHILDREN + 1);
+    for process in &ended {
+        assert_eq!(process.exit.expect("it ended").code, Some(0));
+        assert!(process.address_space.peak_committed_bytes > 0);
+    }
+    let faults = ended.iter().map(|one| one.faults.minor + one.faults.major);
+    let kernel = number(counted, "minor") + number(counted, "major");
+    within(1.0, faults.sum(), kernel, "faults against the kernel's");
+    let coverage = daemon.report(&[]).coverage;
+    let missing = coverage.lost_by_reason.get("fault_histogram_missing");
+    assert_eq!(coverage.lost, missing.copied().unwrap_or(0), "{coverage:?}");
+    // Whatever ran before is in the list, too.
+    let pids: Vec<u32> = daemon.ps().processes.iter().map(|line| line.pid).collect();
+    assert!(pids.contains(&1), "{pids:?}");
 }

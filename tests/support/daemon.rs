@@ -122,15 +122,26 @@ impl Daemon {
         Daemon::within(cgroup, Scratch::new(), state, "")
     }
 
+    /// One over the whole machine, which must be the test's own.
+    pub fn everywhere() -> Daemon {
+        let (cgroup, scratch) = (Cgroup::new(), Scratch::new());
+        let state = scratch.path("state");
+        Daemon::begin(cgroup, scratch, &state, "")
+    }
+
     fn within(cgroup: Cgroup, scratch: Scratch, state: &Path, lines: &str) -> Daemon {
+        let area = format!("cgroup = {:?}\n{lines}", cgroup.path());
+        Daemon::begin(cgroup, scratch, state, &area)
+    }
+
+    fn begin(cgroup: Cgroup, scratch: Scratch, state: &Path, lines: &str) -> Daemon {
         // A debug build on a busy machine costs more than a daemon may, which most tests are not about.
         let budget = match lines.contains("[budget]") {
             true => "",
             false => "budget = { cpu_percent = 100.0, memory = '1GiB' }\n",
         };
         let text = format!(
-            "{budget}cgroup = {:?}\nruntime_directory = {:?}\nstate_directory = {state:?}\n{lines}",
-            cgroup.path(),
+            "{budget}runtime_directory = {:?}\nstate_directory = {state:?}\n{lines}",
             scratch.path("run"),
         );
         let config = scratch.write("memtrace.toml", text);
