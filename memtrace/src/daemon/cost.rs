@@ -76,21 +76,50 @@ fn kernel_bytes() -> u64 {
     let Ok(descriptors) = fs::read_dir("/proc/self/fdinfo") else {
         return 0;
     };
-    let of_one = |text: String| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("memlock:"))?;
-        line.trim().parse::<u64>().ok()
-    };
     let texts = descriptors
         .flatten()
         .map(|entry| fs::read_to_string(entry.path()));
-    texts.flatten().filter_map(of_one).sum()
+    texts.flatten().filter_map(|text| held(&text)).sum()
+}
+
+/// Bytes that one descriptor's map or program holds. Before 6.4 a map is told as if it were full; one whose entries
+/// are allocated as they come is then not counted at all.
+fn held(fdinfo: &str) -> Option<u64> {
+    const NO_PREALLOC: u64 = 1;
+    let field = |name: &str| {
+        let text = fdinfo
+            .lines()
+            .find_map(|line| line.strip_prefix(name))?
+            .trim();
+        match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        }
+    };
+    let bytes = field("memlock:")?;
+    let full = || Some((field("key_size:")? + field("value_size:")?) * field("max_entries:")?);
+    let grows = field("map_flags:").is_some_and(|flags| flags & NO_PREALLOC != 0);
+    (!grows || full().is_none_or(|full| bytes < full)).then_some(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_map_that_grows_is_not_counted_as_if_it_were_full() {
+        let map = |flags: &str, memlock: u64| {
+            let text = format!(
+                "pos:\t0\nmap_type:\t1\nkey_size:\t4\nvalue_size:\t24\nmax_entries:\t1000\n\
+                 map_flags:\t{flags}\nmemlock:\t{memlock}\n"
+            );
+            held(&text)
+        };
+        assert_eq!(map("0x0", 28_672), Some(28_672));
+        assert_eq!(map("0x1", 28_672), None);
+        assert_eq!(map("0x1", 4096), Some(4096));
+        assert_eq!(held("pos:\t0\nflags:\t02\n"), None);
+    }
 
     #[test]
     fn work_costs_and_rest_does_not() {

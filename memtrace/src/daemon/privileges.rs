@@ -22,7 +22,9 @@ const KEPT: [Capability; 5] = [
 pub fn reduce() -> Result<(), DaemonError> {
     let failed = |source| DaemonError::Privileges { source };
     let has = caps::read(None, CapSet::Permitted).map_err(failed)?;
-    let kept: CapsHashSet = KEPT.into_iter().filter(|one| has.contains(one)).collect();
+    let events = must_administer().then_some(Capability::CAP_SYS_ADMIN);
+    let kept = KEPT.into_iter().chain(events);
+    let kept: CapsHashSet = kept.filter(|one| has.contains(one)).collect();
     // The order matters: the bounding set takes CAP_SETPCAP to be reduced, what is effective must be permitted.
     for capability in caps::read(None, CapSet::Bounding).map_err(failed)? {
         if !kept.contains(&capability) {
@@ -33,4 +35,11 @@ pub fn reduce() -> Result<(), DaemonError> {
     caps::clear(None, CapSet::Inheritable).map_err(failed)?;
     caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
     caps::set(None, CapSet::Permitted, &kept).map_err(failed)
+}
+
+/// Whether events take CAP_SYS_ADMIN. Debian's kernels and those after them know a level of `perf_event_paranoid` above
+/// the 2 of others, at which CAP_PERFMON does not do.
+fn must_administer() -> bool {
+    let level = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+    level.is_ok_and(|level| level.trim().parse().is_ok_and(|level: i32| level > 2))
 }
