@@ -130,9 +130,14 @@ fn every_process_of_the_machine_is_in_the_history_with_its_faults() {
         assert_eq!(process.exit.expect("it ended").code, Some(0));
         assert!(process.address_space.peak_committed_bytes > 0);
     }
-    let faults = ended.iter().map(|one| one.faults.minor + one.faults.major);
+    let seen: u64 = ended
+        .iter()
+        .map(|one| one.faults.minor + one.faults.major)
+        .sum();
     let kernel = number(counted, "minor") + number(counted, "major");
-    within(1.0, faults.sum(), kernel, "faults against the kernel's");
+    // An exec puts its arguments into the new program without registers: one fault of each has no event.
+    let unseen = kernel.checked_sub(seen).expect("no more than there were");
+    assert!(unseen <= ended.len() as u64, "{seen} of {kernel}");
     let coverage = daemon.report(&[]).coverage;
     let missing = coverage.lost_by_reason.get("fault_histogram_missing");
     assert_eq!(coverage.lost, missing.copied().unwrap_or(0), "{coverage:?}");
