@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{
@@ -122,7 +123,12 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
         sample.tool_memory = peak_bytes(pid);
     }
     if let Some(observer) = &mut observer {
-        observer.interrupt()?;
+        // memtrace leaves the first SIGINT to its command, and passes SIGTERM on.
+        observer.stop(if tool.is_beside() {
+            Signal::SIGTERM
+        } else {
+            Signal::SIGINT
+        })?;
         sample.lost = Some(lost_by_observer(place)).filter(|_| !tool.is_beside());
     }
     child.end()?;

@@ -97,9 +97,9 @@ impl Running {
         Ok(())
     }
 
-    /// SIGINT, and its end.
-    pub fn interrupt(&mut self) -> Result<()> {
-        kill(Pid::from_raw(self.pid() as i32), Signal::SIGINT)?;
+    /// A signal that ends it, and its end.
+    pub fn stop(&mut self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid() as i32), signal)?;
         self.wait().map(drop)
     }
 
