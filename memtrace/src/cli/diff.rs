@@ -35,7 +35,10 @@ impl Diff {
         } else {
             let past = self.past();
             past.with_context(|| {
-                format!("{} and {} are no files, but moments?", self.old, self.new)
+                format!(
+                    "{} and {} are no files; as moments of the daemon's history",
+                    self.old, self.new
+                )
             })?
         };
         let mut out = io::stdout().lock();
