@@ -20,8 +20,7 @@ use crate::{
     emit::{self, Urgency, count, emit, header},
     heap,
     process::{current_mm, field, offsets},
-    python,
-    target,
+    python, target,
     unwind::Walk,
 };
 
