@@ -371,9 +371,9 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "pace",
-        operation: "malloc and free, 260,000 pairs a second asked for, 60 s",
+        operation: "malloc and free, 520,000 events a second asked for, 60 s",
         workload: Workload::Pace {
-            rate: 260_000,
+            rate: 520_000,
             seconds: 60,
         },
         tools: &[Tool::HeapNoStacks],
