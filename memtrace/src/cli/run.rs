@@ -70,11 +70,9 @@ impl Run {
         let files = if self.trace.no_heap {
             Vec::new()
         } else {
-            let mut files = libraries::files(&path);
-            if let Some(shell) = launch::shell(&path) {
-                files.extend(libraries::files(&shell));
-            }
-            files
+            let named = launch::named(self.command.get(1..).unwrap_or_default());
+            let shell = launch::shell(&path);
+            libraries::files([path.clone()].into_iter().chain(shell).chain(named))
         };
         let held = launch::hold(&path, &self.command)?;
         if let Err(error) = session.trace_held(held.pid, &files) {

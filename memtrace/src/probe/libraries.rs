@@ -43,19 +43,20 @@ const ALLOCATORS: [&str; 5] = [
     "libmimalloc.so.3",
 ];
 
-/// Files to probe before the command runs, the command's own first.
-pub fn files(command: &Path) -> Vec<PathBuf> {
+/// Files to probe before these programs run, their own first.
+pub fn files(programs: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut search = Search {
         directories: directories(),
         seen: HashSet::new(),
         found: Vec::new(),
     };
-    let mut program = command.to_owned();
-    for _ in 0..MAX_INTERPRETERS {
-        search.add(&program);
-        match interpreter(&program) {
-            Some(next) => program = next,
-            None => break,
+    for mut program in programs {
+        for _ in 0..MAX_INTERPRETERS {
+            search.add(&program);
+            match interpreter(&program) {
+                Some(next) => program = next,
+                None => break,
+            }
         }
     }
     for name in preloaded() {
