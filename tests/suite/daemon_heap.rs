@@ -102,10 +102,9 @@ fn a_command_is_chosen_when_it_starts_with_what_it_forks() {
         .expect("a name");
     let daemon = Daemon::with(&format!("[[heap]]\ncommand = {name:?}\n"));
     let mut parent = steps(&daemon);
-    let until = deadline();
-    while parent.breakpoints() == 0 {
-        assert!(Instant::now() < until, "it was not chosen");
-    }
+    // All probes are in place when its heap is told.
+    daemon.line(parent.pid(), |line| line.heap_live_bytes.is_some());
+    assert!(parent.breakpoints() > 0);
     parent.round();
     let process = daemon.process_now(parent.pid());
     let [allocations, reallocations, frees, _] = counts(&process);
@@ -174,7 +173,7 @@ fn what_a_chosen_process_executes_is_chosen_with_a_cgroup_and_not_with_a_command
     launched.round();
     let left = launched.breakpoints();
     launched.round();
-    assert_eq!(launched.breakpoints(), left, "no new ones come");
+    assert!(launched.breakpoints() <= left, "no new ones come");
     let child = child_of(&launched);
     assert_eq!(child.heap, None, "only its parent was chosen");
     launched.end(0);
