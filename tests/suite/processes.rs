@@ -88,13 +88,17 @@ fn a_grandchild_with_an_unforeseen_allocator_is_counted_whole_or_says_that_it_is
 }
 
 fn five_hundred(how: &str) -> (Traced, u64) {
-    let traced = trace(&[text(&workload("children.c")).as_str(), "500", how]);
+    five_hundred_of(&[&text(&workload("children.c")), "500", how], 501)
+}
+
+fn five_hundred_of(command: &[&str], processes: usize) -> (Traced, u64) {
+    let traced = trace(command);
     traced.finished.exited(0);
     assert_eq!(number(&traced.finished.object(), "failed"), 0);
     let parent = number(&traced.finished.object(), "pid");
     assert_eq!(
         traced.document.processes.len(),
-        501,
+        processes,
         "dropped: {}",
         traced.document.coverage.processes_dropped
     );
@@ -131,8 +135,21 @@ fn five_hundred_forked_children_each_have_their_allocations_and_the_heap_they_in
 #[test]
 fn five_hundred_executed_children_each_have_their_allocations_and_no_other() {
     let (traced, parent) = five_hundred("exec");
-    assert_eq!(children(&traced, parent).count(), 500);
-    for child in children(&traced, parent) {
+    assert_each_has_its_own(&traced, parent);
+}
+
+/// Their parent is a child itself: all its events are inherited ones.
+#[test]
+fn five_hundred_executed_grandchildren_each_have_their_allocations_and_no_other() {
+    let script = format!("{} 500 exec; true", text(&workload("children.c")));
+    let (traced, parent) = five_hundred_of(&["sh", "-c", &script], 502);
+    assert_each_has_its_own(&traced, parent);
+}
+
+#[track_caller]
+fn assert_each_has_its_own(traced: &Traced, parent: u64) {
+    assert_eq!(children(traced, parent).count(), 500);
+    for child in children(traced, parent) {
         let heap = heap(child);
         assert_eq!(
             (heap.allocations, heap.live_blocks, heap.live_bytes),

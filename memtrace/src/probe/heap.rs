@@ -80,6 +80,8 @@ pub struct HeapProbes {
     tables: Vec<HashSet<u64>>,
     /// By process.
     followed: HashMap<u32, Vec<Followed>>,
+    /// By process, while it is followed.
+    keepers: HashMap<u32, Vec<OwnedFd>>,
     statuses: Vec<(FileId, Status)>,
     mapped: HashSet<FileId>,
 }
@@ -159,6 +161,7 @@ impl HeapProbes {
             groups: Vec::new(),
             tables: Vec::new(),
             followed: HashMap::new(),
+            keepers: HashMap::new(),
             statuses: Vec::new(),
             mapped: HashSet::new(),
         }
@@ -344,6 +347,7 @@ impl HeapProbes {
 
     /// Follows a thread of a process with all probes there are and all that come.
     pub fn follow(&mut self, process: u32, scope: Scope, watch: Watch) -> Result<(), Error> {
+        self.keep(process, scope);
         let opened = self
             .groups
             .iter_mut()
@@ -355,6 +359,16 @@ impl HeapProbes {
         };
         self.followed.entry(process).or_default().push(followed);
         opened
+    }
+
+    /// Before what the thread forks inherits its events.
+    fn keep(&mut self, process: u32, scope: Scope) {
+        if let Scope::Thread { tid, .. } | Scope::Program { tid } = scope
+            && scope.inherits()
+            && let Some(event) = perf::keep_events(tid)
+        {
+            self.keepers.entry(process).or_default().push(event);
+        }
     }
 
     /// A child has the probes that its parent has; those that come are opened for it as well.
@@ -372,6 +386,7 @@ impl HeapProbes {
             Scope::Program { .. } => Scope::Program { tid: child },
             _ => return,
         };
+        self.keep(child, scope);
         let followed = Followed {
             scope,
             since_ns: 0,
@@ -383,6 +398,7 @@ impl HeapProbes {
     /// A process ended, or is not followed any more: no probe is opened for it from here on.
     pub fn forget(&mut self, process: u32) {
         self.followed.remove(&process);
+        self.keepers.remove(&process);
     }
 
     /// Since when the probes of a process have been open, beside those of files that were found later.

@@ -4,12 +4,13 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    sync::LazyLock,
 };
 
 use perf_event_open_sys::bindings::{
     PERF_COUNT_SW_DUMMY, PERF_COUNT_SW_PAGE_FAULTS_MAJ, PERF_COUNT_SW_PAGE_FAULTS_MIN,
-    PERF_FLAG_FD_CLOEXEC, PERF_FLAG_PID_CGROUP, PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT,
-    perf_event_attr,
+    PERF_FLAG_FD_CLOEXEC, PERF_FLAG_PID_CGROUP, PERF_SAMPLE_READ, PERF_SAMPLE_TID,
+    PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT, perf_event_attr,
 };
 
 /// Whose events an event counts.
@@ -37,6 +38,16 @@ pub enum Scope {
         /// The CPU.
         cpu: u32,
     },
+}
+
+impl Scope {
+    /// Whether what the thread makes has the event too.
+    pub const fn inherits(self) -> bool {
+        matches!(
+            self,
+            Self::Thread { inherit: true, .. } | Self::Program { .. }
+        )
+    }
 }
 
 /// What an event counts.
@@ -84,7 +95,36 @@ pub fn open(source: Source, scope: Scope) -> io::Result<OwnedFd> {
         }
     }
     attr.__bindgen_anon_1.sample_period = 1;
+    if matches!(source, Source::Tracepoint(_)) && scope.inherits() && *KEEPS_EVENTS {
+        attr.sample_type = KEEP;
+    }
     open_with(attr, scope)
+}
+
+/// Keeps inherited events with the task that they were opened for.
+///
+/// Tasks with inherited copies of the same events swap these when one of them runs after the other
+/// (perf_event_context_sched_out(), kernel/events/core.c). Uprobes do not bear that: the end of one task then takes the
+/// breakpoints from another (uprobe_perf_close() of an event of a task that goes on, kernel/trace/trace_uprobe.c).
+/// Events that are read as samples are not swapped; an inherited event may be one since 6.13.
+const KEEP: u64 = (PERF_SAMPLE_READ | PERF_SAMPLE_TID) as u64;
+
+/// Whether the kernel knows [`KEEP`].
+static KEEPS_EVENTS: LazyLock<bool> = LazyLock::new(|| {
+    let mut attr = dummy();
+    attr.sample_type = KEEP;
+    let tid = std::process::id();
+    open_with(attr, Scope::Thread { tid, inherit: true }).is_ok()
+});
+
+/// Where the kernel does not keep inherited events with their tasks: an event of a thread that is not inherited, which
+/// keeps it from swapping with what it forks, and that from one another.
+pub(super) fn keep_events(tid: u32) -> Option<OwnedFd> {
+    if *KEEPS_EVENTS {
+        return None;
+    }
+    let inherit = false;
+    open_with(dummy(), Scope::Thread { tid, inherit }).ok()
 }
 
 /// Opens an event with attributes of the caller's making.
