@@ -102,11 +102,20 @@ fn a_command_is_chosen_when_it_starts_with_what_it_forks() {
         .expect("a name");
     let daemon = Daemon::with(&format!("[[heap]]\ncommand = {name:?}\n"));
     let mut parent = steps(&daemon);
-    // All probes are in place when its heap is told.
-    daemon.line(parent.pid(), |line| line.heap_live_bytes.is_some());
-    assert!(parent.breakpoints() > 0);
+    let until = deadline();
+    while parent.breakpoints() == 0 {
+        assert!(Instant::now() < until, "it was not chosen");
+    }
+    // The daemon answers when all of them are in place.
+    daemon.ps();
     parent.round();
-    let process = daemon.process_now(parent.pid());
+    let process = loop {
+        let process = daemon.process_now(parent.pid());
+        if process.heap.is_some() {
+            break process;
+        }
+        assert!(Instant::now() < until, "{:?}", process.heap_reason);
+    };
     let [allocations, reallocations, frees, _] = counts(&process);
     assert_eq!([reallocations, frees], [REALLOCATIONS, FREES]);
     // Chosen at its exec, it may have been ahead: then it says so.

@@ -107,7 +107,11 @@ impl Session {
             }
         }
         if !probed {
-            self.stream.push(self.unavailable(pid, seed::now_ns()));
+            // As of then: an allocator that was mapped meanwhile is told by its mapping.
+            let read_ns = smaps
+                .first()
+                .map_or_else(seed::now_ns, |event| event.time_ns);
+            self.stream.push(self.unavailable(pid, read_ns));
         }
         Ok(())
     }
