@@ -80,6 +80,8 @@ pub struct KernelOffsets {
     pub rss_count: u32,
     /// `percpu_counter.counters` within a member, or [`UNKNOWN`] where the counter is not per CPU.
     pub rss_percpu: u32,
+    /// `task_struct.rss_stat.count`, by member, before 6.2: what a thread has not added to its address space's yet.
+    pub task_rss_count: u32,
     /// `mm_struct.total_vm`
     pub mm_total_vm: u32,
     /// `mm_struct.hiwater_rss`
@@ -136,6 +138,7 @@ impl KernelOffsets {
         rss_stride: UNKNOWN,
         rss_count: UNKNOWN,
         rss_percpu: UNKNOWN,
+        task_rss_count: UNKNOWN,
         mm_total_vm: UNKNOWN,
         mm_hiwater_rss: UNKNOWN,
         mm_arg_start: UNKNOWN,

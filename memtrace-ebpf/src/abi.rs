@@ -116,19 +116,24 @@ fn register(regs: u64, place: u32) -> u64 {
     field(regs, place).unwrap_or(0)
 }
 
+/// Words of pt_regs that hold arguments.
+type Registers = [u64; 15];
+
 /// A call's arguments and result, as the x86-64 call of that name has them.
 #[inline(always)]
 pub fn values(abi: Abi, call: Call, number: u64, regs: u64, result: i64) -> ([u64; 6], i64) {
+    // Read at once: of each by itself the verifier would try both that it could be read and that not.
+    let registers: Registers = field(regs, 0).unwrap_or_default();
     match abi {
-        Abi::Native => (NATIVE.map(|place| register(regs, place)), result),
-        Abi::Compat => compat_values(call, number, regs, result),
+        Abi::Native => (NATIVE.map(|place| registers[place as usize / 8]), result),
+        Abi::Compat => compat_values(call, number, &registers, result),
     }
 }
 
 #[inline(always)]
-fn compat_values(call: Call, number: u64, regs: u64, result: i64) -> ([u64; 6], i64) {
+fn compat_values(call: Call, number: u64, registers: &Registers, result: i64) -> ([u64; 6], i64) {
     const PAGE_SHIFT: u32 = 12;
-    let registers = COMPAT.map(|place| register(regs, place) as u32);
+    let registers = COMPAT.map(|place| registers[place as usize / 8] as u32);
     let mut values = registers.map(u64::from);
     let mut result = result_of(result as u32);
     match (number, call) {

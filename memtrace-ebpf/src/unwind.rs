@@ -96,8 +96,8 @@ pub fn note(pid: u32, call: Call, address: u64, length: u64, protection: u64, re
         address
     };
     // Whatever is mapped over code, executable or not, removes it.
-    if call as u32 != Call::Mprotect as u32 && may_hold_code(pid, start, start.wrapping_add(length))
-    {
+    let end = start.wrapping_add(length);
+    if call as u32 != Call::Mprotect as u32 && unwind_may_hold_code(pid, start, end) != 0 {
         change(pid, REMOVAL);
     }
     if adds {
@@ -113,24 +113,25 @@ fn change(pid: u32, by: u64) {
     }
 }
 
-/// Whether a range holds code that has rules, or may: code that is not in the table yet would come into it after it
-/// is gone.
-#[inline(always)]
-fn may_hold_code(pid: u32, start: u64, end: u64) -> bool {
+/// 1 where a range holds code that has rules, or may: code that is not in the table yet would come into it after it is
+/// gone. Global, as [`unwind_look_up`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn unwind_may_hold_code(pid: u32, start: u64, end: u64) -> u64 {
     // SAFETY: as in `space`; the count is one word.
     let (Some(space), Some(target)) = (unsafe { (CODE_SPACES.get(&pid), TARGETS.get(&pid)) })
     else {
-        return true;
+        return 1;
     };
     if (space.as_of ^ target.code_changes) & !REMOVALS != 0 {
-        return true;
+        return 1;
     }
     let below = mappings_below(space, end.wrapping_sub(1));
     if below == 0 {
-        return false;
+        return 0;
     }
     let last = &space.mappings[(below as usize - 1) & (MAX_CODE_MAPPINGS - 1)];
-    last.rows != 0 && last.start.wrapping_add(u64::from(last.length)) > start
+    u64::from(last.rows != 0 && last.start.wrapping_add(u64::from(last.length)) > start)
 }
 
 /// Mappings that start at an address or below, at most all but one of those there is room for.

@@ -57,6 +57,7 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         rss_stride,
         rss_count,
         rss_percpu,
+        task_rss_count: within(("task_struct", "rss_stat"), ("task_rss_stat", "count")),
         mm_total_vm: offset("mm_struct", "total_vm"),
         mm_hiwater_rss: offset("mm_struct", "hiwater_rss"),
         mm_arg_start: offset("mm_struct", "arg_start"),

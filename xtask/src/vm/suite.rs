@@ -28,11 +28,13 @@ const USUAL: &[&str] = &[
     "faults::the_faults_of_a_program_that_gains_privileges_have_latencies",
     "heap::bad_frees_are_told_apart",
     "lazy::a_huge_page_is_committed_whole",
+    "lazy::half_a_file_read_through_its_mapping",
     "lazy::memory_calls_by_their_32_bit_numbers_are_read_as_such",
     "lazy::parent_and_child_each_have_their_own_after_copy_on_write",
     "lazy::the_mappings_left_at_the_end_are_those_of_proc_maps",
     "leaks::exactly_the_leaking_functions_are_named_largest_first",
     "processes::a_grandchild_of_milliseconds_is_counted_from_its_first_instruction",
+    "verifier::programs_are_small_enough_to_start_at_once",
     "vm_only::",
 ];
 
