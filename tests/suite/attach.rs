@@ -156,21 +156,21 @@ fn nothing_is_left_attached_after_a_trace() {
     steps.end(0);
 }
 
+const ROUNDS: usize = 1000;
+
 /// Rounds at a time: what each waits for in the kernel is the same for all.
 const AT_ONCE: usize = 4;
 
-/// `MEMTRACE_TEST_ROUNDS=1000` for the full measure. Untraced, its threads rest: they leave the machine to what traces.
+/// Untraced, its threads rest: they leave the machine to what traces.
 #[test]
-fn a_busy_process_survives_being_attached_to_again_and_again() {
-    let rounds: usize = std::env::var("MEMTRACE_TEST_ROUNDS")
-        .map_or(100, |rounds| rounds.parse().expect("a number"));
+fn a_busy_process_survives_being_attached_to_a_thousand_times() {
     let mut busy = Running::start(Command::new(workload("busy.c")).args(["4", "1000"]));
     busy.stdout_has("ready");
     let mut lines = 1;
     let mut blocks = 0;
     let scratch = Scratch::new();
-    for round in (0..rounds).step_by(AT_ONCE) {
-        let started: Vec<_> = (round..rounds.min(round + AT_ONCE))
+    for round in (0..ROUNDS).step_by(AT_ONCE) {
+        let started: Vec<_> = (round..round + AT_ONCE)
             .map(|round| {
                 let report = scratch.path(&format!("{round}.json"));
                 (attach_for_a_moment(busy.pid(), &report), report)
