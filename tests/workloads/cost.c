@@ -4,6 +4,7 @@
  *
  * cost pairs SIZE THREADS IDLE CALLS  CALLS pairs of malloc and free in each of THREADS, beside IDLE threads that wait
  * cost deep FRAMES CALLS              the same on a stack of FRAMES frames
+ * cost paths FRAMES PATHS CALLS       the same on PATHS such stacks in turn, at most 2 to the power of FRAMES
  * cost live BLOCKS CALLS              CALLS pairs, each of the oldest of BLOCKS live blocks and a new one
  * cost faults PAGES ROUNDS            first touches of fresh anonymous memory
  * cost maps CALLS                     pairs of mmap and munmap of 64 KiB, untouched
@@ -137,6 +138,32 @@ static void run_deep(u64 frames, u64 calls)
     tell(calls, worker.cpu_ns, wall() - start);
 }
 
+/* Each bit of the path decides which of two calls goes on; what follows each keeps them from becoming one. */
+__attribute__((noinline)) static void way(u64 frames, u64 path)
+{
+    if (frames == 0) {
+        pair(64);
+    } else if (path & 1) {
+        way(frames - 1, path >> 1);
+        __asm__ volatile("nop");
+    } else {
+        way(frames - 1, path >> 1);
+        __asm__ volatile("nop; nop");
+    }
+    __asm__ volatile("");
+}
+
+static void run_paths(u64 frames, u64 paths, u64 calls)
+{
+    if (frames > 30 || paths == 0 || paths > 1ull << frames)
+        die("more paths than there are");
+    wait_for_a_line();
+    u64 wall_start = wall(), start = cpu();
+    for (u64 call = 0; call < calls; call++)
+        way(frames, call % paths);
+    tell(calls, cpu() - start, wall() - wall_start);
+}
+
 static void run_live(u64 blocks, u64 calls)
 {
     void **live = calloc(blocks, sizeof *live);
@@ -259,6 +286,8 @@ int main(int argc, char **argv)
         run_pairs(number[0], number[1], number[2], number[3]);
     else if (strcmp(form, "deep") == 0)
         run_deep(number[0], number[1]);
+    else if (strcmp(form, "paths") == 0)
+        run_paths(number[0], number[1], number[2]);
     else if (strcmp(form, "live") == 0 && number[0] > 0)
         run_live(number[0], number[1]);
     else if (strcmp(form, "faults") == 0)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, time::ClockId, unistd::Pid};
 use serde_json::Value;
 
 use super::{
@@ -34,7 +34,7 @@ pub struct Sample {
     pub wall_ns: f64,
     /// Operations done.
     pub operations: f64,
-    /// CPU time of the tool itself until the workload was done, in nanoseconds. `None` where it has no process of
+    /// CPU time of the tool itself while the workload worked, in nanoseconds. `None` where it has no process of
     /// its own.
     pub tool_cpu_ns: Option<f64>,
     /// Most memory the tool itself had, in bytes.
@@ -104,6 +104,11 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
         .observer(place, row.workload, child.pid())
         .map(observe)
         .transpose()?;
+    let of_tool = match (&observer, tool) {
+        (Some(observer), _) => Some(observer.pid()),
+        (None, tool) => (tool.is_memtrace() || tool.is_floor()).then(|| child.pid()),
+    };
+    let spent = of_tool.and_then(cpu_ns);
     let worked = match row.workload {
         Workload::Redis => redis::work(place, operations)?,
         _ => worked(&child.work()?)?,
@@ -114,12 +119,8 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
         operations: worked.operations,
         ..Sample::default()
     };
-    let of_tool = match (&observer, tool) {
-        (Some(observer), _) => Some(observer.pid()),
-        (None, tool) => (tool.is_memtrace() || tool.is_floor()).then(|| child.pid()),
-    };
     if let Some(pid) = of_tool {
-        sample.tool_cpu_ns = cpu_ns(pid);
+        sample.tool_cpu_ns = cpu_ns(pid).zip(spent).map(|(now, before)| now - before);
         sample.tool_memory = peak_bytes(pid);
     }
     if let Some(observer) = &mut observer {
@@ -169,12 +170,9 @@ fn observe(observer: Observer) -> Result<Running> {
 
 /// User and system time of a process, without what it waited for.
 pub fn cpu_ns(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // proc_pid_stat(5): utime and stime are the 12th and 13th after the name, in hundredths of a second.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let ticks: f64 = fields.next()?.parse::<f64>().ok()? + fields.next()?.parse::<f64>().ok()?;
-    Some(ticks * 1e7)
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid as i32)).ok()?;
+    let time = clock.now().ok()?;
+    Some(time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64)
 }
 
 fn peak_bytes(pid: u32) -> Option<f64> {

@@ -125,6 +125,25 @@ const PROGRAM: &[Tool] = &[
     Tool::BpftraceLeakStacks,
 ];
 
+const STACKS: &[Tool] = &[
+    Tool::Untraced,
+    Tool::HeapNoStacks,
+    Tool::Heap,
+    Tool::BpftraceLeaks,
+    Tool::BpftraceLeakStacks,
+    Tool::Heaptrack,
+];
+
+/// What a stack costs is the difference to the same without.
+const STACK_CLAIMS: &[Claim] = &[
+    within(Tool::Heap, Tool::BpftraceLeakStacks, 1.0 / 2.5),
+    Claim::Beyond {
+        of: (Tool::Heap, Tool::HeapNoStacks),
+        to: (Tool::BpftraceLeakStacks, Tool::BpftraceLeaks),
+        limit: 1.0,
+    },
+];
+
 /// Every row.
 pub const ROWS: &[Row] = &[
     Row {
@@ -188,25 +207,24 @@ pub const ROWS: &[Row] = &[
         name: "deep",
         operation: "malloc and free on 10 frames",
         workload: Workload::Deep(10),
-        tools: &[
-            Tool::Untraced,
-            Tool::HeapNoStacks,
-            Tool::Heap,
-            Tool::BpftraceLeaks,
-            Tool::BpftraceLeakStacks,
-            Tool::Heaptrack,
-        ],
+        tools: STACKS,
         clock: Clock::Cpu,
         rounds: 6,
         limit: Duration::from_secs(60),
-        claims: &[
-            within(Tool::Heap, Tool::BpftraceLeakStacks, 1.0 / 2.5),
-            Claim::Beyond {
-                of: (Tool::Heap, Tool::HeapNoStacks),
-                to: (Tool::BpftraceLeakStacks, Tool::BpftraceLeaks),
-                limit: 1.0,
-            },
-        ],
+        claims: STACK_CLAIMS,
+    },
+    Row {
+        name: "deep-paths",
+        operation: "malloc and free on 1,000 stacks of 10 frames in turn",
+        workload: Workload::Paths {
+            frames: 10,
+            paths: 1000,
+        },
+        tools: STACKS,
+        clock: Clock::Cpu,
+        rounds: 6,
+        limit: Duration::from_secs(40),
+        claims: STACK_CLAIMS,
     },
     Row {
         name: "idle",

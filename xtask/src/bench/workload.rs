@@ -143,6 +143,13 @@ pub enum Workload {
     },
     /// malloc and free on a stack of so many frames.
     Deep(u32),
+    /// The same on so many such stacks in turn.
+    Paths {
+        /// Frames of each.
+        frames: u32,
+        /// How many.
+        paths: u32,
+    },
     /// free and malloc among so many live blocks.
     Live(u32),
     /// First touches of fresh anonymous memory.
@@ -181,6 +188,7 @@ impl Workload {
                 (format!("pairs {size} {threads} {idle} {each}"), None)
             }
             Self::Deep(frames) => (format!("deep {frames} {operations}"), None),
+            Self::Paths { frames, paths } => (format!("paths {frames} {paths} {operations}"), None),
             Self::Live(blocks) => (format!("live {blocks} {operations}"), None),
             Self::Faults => (format!("faults 4096 {}", operations / 4096), None),
             Self::Maps => (format!("maps {operations}"), None),
@@ -210,7 +218,9 @@ impl Workload {
     /// Operations of a round: fewer where each is dear.
     pub fn operations(self, tool: Tool) -> u32 {
         let (light, heavy) = match self {
-            Self::Pairs { .. } | Self::Deep(_) | Self::Live(_) => (4_000_000, 60_000),
+            Self::Pairs { .. } | Self::Deep(_) | Self::Paths { .. } | Self::Live(_) => {
+                (4_000_000, 60_000)
+            }
             Self::Faults => (80 << 10, 80 << 10),
             Self::Maps => (50_000, 50_000),
             Self::Calls => (1_000_000, 1_000_000),
