@@ -19,6 +19,7 @@ use rustc_hash::FxHashMap;
 use super::{
     debug_file::{DebugFile, DebugFiles},
     module::{ModuleId, Modules},
+    occupant::{may_hold, names, occupants},
     perf_map::PerfMap,
     symbolize::{Frame, Mapping, Process, Symbolizer},
     vdso::Vdso,
@@ -44,6 +45,8 @@ pub struct Blaze {
     perf_maps: FxHashMap<u32, PerfMap>,
     vdso: Option<Vdso>,
     since: SystemTime,
+    /// See [`Blaze::take_ambiguous`].
+    ambiguous: u64,
 }
 
 /// What is written before a kernel function's name in place of a module.
@@ -68,6 +71,8 @@ struct Located<'a> {
     module: ModuleId,
     /// Offset to look up.
     offset: u64,
+    /// The files it may be of, where that is not known.
+    either: Option<String>,
 }
 
 impl Symbolizer for Blaze {
@@ -101,8 +106,11 @@ impl Symbolizer for Blaze {
                     ..nameless(frame.address)
                 },
                 (None, None) => self.generated(process, *frame),
-                (Some(at), _) => match one_of(process, *frame) {
-                    Some(files) => reused(*frame, at, &files),
+                (Some(at), _) => match &at.either {
+                    Some(files) => {
+                        self.ambiguous += 1;
+                        reused(*frame, at, files)
+                    }
                     None => self.symbol(*frame, at),
                 },
             })
@@ -126,13 +134,32 @@ impl Blaze {
             perf_maps: FxHashMap::default(),
             vdso: None,
             since,
+            ambiguous: 0,
         }
+    }
+
+    /// Addresses whose file could not be told from another that was mapped there before or after, since the last
+    /// call.
+    pub fn take_ambiguous(&mut self) -> u64 {
+        std::mem::take(&mut self.ambiguous)
     }
 
     fn locate<'a>(&mut self, process: &Process<'a>, frame: Frame) -> Option<Located<'a>> {
         let address = frame.lookup();
-        let holds = |mapping: &&Mapping| (mapping.start..mapping.end).contains(&address);
-        let mapping = process.mappings.iter().rev().find(holds)?;
+        let mut mappings = occupants(process, frame);
+        if mappings.len() > 1 {
+            let all = mappings.clone();
+            mappings.retain(|mapping| {
+                let module = self.modules.find(process.pid, mapping);
+                let offset = (frame.address - mapping.start).saturating_add(mapping.offset);
+                may_hold(self.modules.get(module), offset, frame)
+            });
+            if mappings.is_empty() {
+                mappings = all;
+            }
+        }
+        let either = (mappings.len() > 1).then(|| names(&mappings));
+        let mapping = mappings.pop()?;
         if !is_module(&mapping.path) {
             return None;
         }
@@ -141,6 +168,7 @@ impl Blaze {
             mapping,
             module: self.modules.find(process.pid, mapping),
             offset,
+            either,
         })
     }
 
@@ -286,22 +314,6 @@ impl Blaze {
                 .unwrap_or_default(),
         }
     }
-}
-
-/// The files that an address was in one after the other, where it was in several: which of them a frame is of
-/// cannot be told.
-fn one_of(process: &Process<'_>, frame: Frame) -> Option<String> {
-    let address = frame.lookup();
-    let mut files: Vec<(&str, &[u8])> = Vec::new();
-    for mapping in process.mappings {
-        let file = (&*mapping.path, &*mapping.build_id);
-        if (mapping.start..mapping.end).contains(&address) && !files.contains(&file) {
-            files.push(file);
-        }
-    }
-    let name = |&(path, _): &(&str, _)| path.rsplit('/').next().unwrap_or(path).to_owned();
-    let names: Vec<String> = files.iter().map(name).collect();
-    (names.len() > 1).then(|| names.join(" or "))
 }
 
 fn reused(frame: Frame, at: &Located<'_>, files: &str) -> Symbol {

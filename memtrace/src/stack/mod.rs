@@ -4,6 +4,7 @@ mod blaze;
 mod debug_file;
 mod debuginfod;
 pub(crate) mod module;
+mod occupant;
 mod perf_map;
 pub mod symbolize;
 pub(crate) mod vdso;

@@ -21,6 +21,8 @@ pub struct Naming {
 pub struct Named {
     pid: Pid,
     symbols: Vec<Symbol>,
+    /// Of these, such whose file could not be told.
+    ambiguous: u64,
 }
 
 /// Looks names up.
@@ -44,6 +46,7 @@ impl Names {
         Named {
             pid: naming.pid,
             symbols: symbols.zip(&naming.words).map(of_word).collect(),
+            ambiguous: self.0.take_ambiguous(),
         }
     }
 }
@@ -67,8 +70,16 @@ impl Session {
     /// Takes names that were found.
     pub fn name(&mut self, named: Named) {
         let (time_ns, pid) = (seed::now_ns(), named.pid);
-        for symbol in named.symbols {
-            let kind = EventKind::Symbol(Box::new(symbol));
+        let symbols = named.symbols.into_iter().map(Box::new);
+        let mut kinds: Vec<EventKind> = symbols.map(EventKind::Symbol).collect();
+        if named.ambiguous > 0 {
+            kinds.push(EventKind::Counted {
+                reason: "frame_ambiguous".into(),
+                count: named.ambiguous,
+                loss: false,
+            });
+        }
+        for kind in kinds {
             self.consume(Event {
                 time_ns,
                 pid,

@@ -306,6 +306,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         action: "Nothing, if it happens now and then; otherwise enlarge what is lost first (see ring_full).",
     },
     Entry {
+        word: "frame_ambiguous",
+        aliases: &[],
+        meaning: "Addresses of frames that one library held after another, with a call ending there in each: they are named [one or other].",
+        action: "Trace a shorter time, or keep the program from unloading libraries, to see which it is.",
+    },
+    Entry {
         word: "unwind_unreadable",
         aliases: &["unwind_no_mapping", "unwind_stack_pointer"],
         meaning: "A stack could not be followed to its start: its memory could not be read, or a return address or the stack pointer made no sense.",
