@@ -18,6 +18,10 @@ pub const ADDRESS: u64 = (1 << 57) - 1;
 /// Room for the executable mappings of one process and an end mark; those beyond have no rules.
 pub const MAX_CODE_MAPPINGS: usize = 256;
 
+/// The first row that holds a rule. In the one below the user side counts how often it was about to write rows over:
+/// a rule that was looked up meanwhile may be another file's.
+pub const FIRST_ROW: u32 = 1;
+
 /// Rows that a search may span, as a power of two.
 pub const SEARCH_STEPS: u32 = 22;
 

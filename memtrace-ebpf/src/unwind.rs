@@ -17,8 +17,8 @@ use memtrace_common::{
     record::{Call, Stack},
     target::Target,
     unwind::{
-        ADDITION, BY_FRAME_POINTER, CodeSpace, End, INTERRUPTED, MAX_CODE_MAPPINGS, MAX_FRAMES,
-        Memory, REMOVAL, REMOVALS, Registers, Rule, StackHash, Step, search, step,
+        ADDITION, BY_FRAME_POINTER, CodeSpace, End, FIRST_ROW, INTERRUPTED, MAX_CODE_MAPPINGS,
+        MAX_FRAMES, Memory, REMOVAL, REMOVALS, Registers, Rule, StackHash, Step, search, step,
     },
 };
 
@@ -303,7 +303,7 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
             walk.registers.ip = caller;
             return 0;
         }
-        let known = rule == NOT_MAPPED || walk.settled != 0;
+        let known = rule == NOT_MAPPED || (rule == NOT_KNOWN && walk.settled != 0);
         walk.end = if known { End::NoMapping } else { End::NotKnown } as u64;
         return 1;
     }
@@ -330,14 +330,17 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
     0
 }
 
-/// The [`Rule`] for an address, [`NOT_MAPPED`] or [`NOT_KNOWN`].
+/// Rows were written over while they were searched: perhaps those that the rule was looked up in.
+const OVERWRITTEN: u64 = u64::MAX - 2;
+
+/// The [`Rule`] for an address, [`NOT_MAPPED`], [`NOT_KNOWN`] or [`OVERWRITTEN`].
 #[inline(always)]
 fn rule(walk: &Walk, pc: u64) -> u64 {
     if walk.generation != 0 {
         let rule = cached(walk.by_table, pc, || {
             unwind_look_up(walk.pid, walk.generation, pc)
         });
-        if rule <= u64::from(u32::MAX) {
+        if rule <= u64::from(u32::MAX) || rule == OVERWRITTEN {
             return rule;
         }
     }
@@ -356,12 +359,27 @@ fn cached(seed: Seed, pc: u64, find: impl FnOnce() -> u64) -> u64 {
     if cached >> 32 == key >> 16 && cached != 0 {
         return u64::from(cached as u32);
     }
+    let before = overwritten();
     let rule = find();
+    if overwritten() != before {
+        return OVERWRITTEN;
+    }
     if rule <= u64::from(u32::MAX) {
         // SAFETY: as above.
         unsafe { line.write_volatile((key >> 16) << 32 | rule) };
     }
     rule
+}
+
+/// How often rows were about to be written over: see [`FIRST_ROW`].
+#[inline(always)]
+fn overwritten() -> u64 {
+    const { assert!(FIRST_ROW == 1) };
+    match UNWIND_ROWS.get_ptr(0) {
+        // SAFETY: an element of an array map; one word, so it is never seen half written.
+        Some(count) => unsafe { count.read_volatile() },
+        None => 0,
+    }
 }
 
 /// What keys of the cache are made of beside the address.

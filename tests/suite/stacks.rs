@@ -13,7 +13,7 @@ use memtrace_tests::binary::Attached;
 use memtrace_tests::expect::number;
 use memtrace_tests::stacks::{Stacks, addresses, cut};
 use memtrace_tests::workload::{build, build_go, build_rust};
-use memtrace_tests::{Running, Scratch, Traced, trace};
+use memtrace_tests::{Running, Scratch, Traced, trace, trace_with};
 
 fn workload(flags: &[&str]) -> PathBuf {
     build("stacks.cpp", "g++", flags, "g++")
@@ -218,6 +218,53 @@ fn a_library_in_place_of_another_is_named_where_no_call_ends_there_in_the_other(
         .map(|(size, function)| blocks_on(&traced, size, &["leak", function, "through", "main"]));
     assert_eq!(blocks, [RELOADS; 2], "{:?}", traced.first().leaks);
     assert_eq!(ambiguous(&traced), 1, "the fault");
+}
+
+/// Thrice as many rules as there is room for, each library's in the place of others'.
+#[test]
+fn libraries_that_come_and_go_do_not_use_up_the_room_for_unwind_rules() {
+    const ROOM: u32 = 100_000;
+    const LIBRARIES: u64 = 50;
+    const TURNS: u64 = 3;
+    let scratch = Scratch::new();
+    let kinds = [1000, 2000, 3000].map(|space| {
+        let space = format!("-DSPACE={space}");
+        let flags = ["-shared", "-fPIC", "-DNAME=first", "-DOTHERS=3000", &space];
+        build(
+            "reload_library.c",
+            "gcc",
+            &[NO_FRAME_POINTERS, &flags].concat(),
+            "gcc",
+        )
+    });
+    let libraries: Vec<PathBuf> = (0..LIBRARIES as usize)
+        .map(|index| scratch.copy(&kinds[index % kinds.len()], &format!("{index}.so"), 0o755))
+        .collect();
+    let program = build("reload.c", "gcc", &["-ldl"], "gcc");
+    let turns = TURNS.to_string();
+    let mut command = vec![program.as_os_str(), turns.as_ref()];
+    for library in &libraries {
+        command.extend([library.as_os_str(), "first".as_ref()]);
+    }
+    let room = ROOM.to_string();
+    let options = ["--unwind-rows", &room];
+    let traced = trace_with(&options, &command);
+    traced.finished.exited(0);
+    traced.nothing_lost();
+    let same = number(&traced.finished.object(), "same");
+    assert_eq!(same, TURNS * (LIBRARIES - 1), "loaded at one place");
+    assert_eq!(cut(&traced), HashMap::new());
+    let reasons = &traced.document.coverage.lost_by_reason;
+    assert_eq!(reasons.get("unwind_tables_full"), None);
+    let leaks = traced.first().leaks.iter();
+    let whole = leaks.filter(|leak| {
+        let functions = functions(leak);
+        matches!(functions[..], ["leak", library, "through", "main"] if library.starts_with("[0.so or "))
+    });
+    assert_eq!(
+        whole.map(|leak| leak.blocks).sum::<u64>(),
+        TURNS * LIBRARIES
+    );
 }
 
 #[test]

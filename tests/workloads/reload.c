@@ -1,6 +1,7 @@
 /*
- * reload N LIBRARY FUNCTION LIBRARY FUNCTION: N times, loads the first library, leaks a block of 1,000 bytes through
- * its function, unloads it, and does the same with 1,001 bytes and the second, which comes to lie at the same place.
+ * reload N LIBRARY FUNCTION LIBRARY FUNCTION…: N times, loads the first library, leaks a block of 1,000 bytes through
+ * its function, unloads it, and does the same with 1,001 bytes and the second, which comes to lie at the same place,
+ * and so on. Prints how often one came to lie where the first did.
  */
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -28,14 +29,16 @@ __attribute__((noinline)) static void *through(const char *path, const char *nam
 
 int main(int argc, char **argv)
 {
-    if (argc != 6)
-        die("usage: reload N LIBRARY FUNCTION LIBRARY FUNCTION");
+    if (argc < 6 || argc % 2 != 0)
+        die("usage: reload N LIBRARY FUNCTION LIBRARY FUNCTION…");
     u64 same = 0;
     for (u64 turn = decimal(argv[1]); turn > 0; turn--) {
         size = 1000;
         void *first = through(argv[2], argv[3]);
-        size = 1001;
-        same += through(argv[4], argv[5]) == first;
+        for (int at = 4; at < argc; at += 2) {
+            size++;
+            same += through(argv[at], argv[at + 1]) == first;
+        }
     }
     say_number("same", same);
     say_end();

@@ -39,6 +39,8 @@ impl RowStore for Rows {
     }
 
     fn know(&mut self, _: FileKey, _: FileRules) {}
+
+    fn forget(&mut self, _: &[FileKey]) {}
 }
 
 /// The stack at the end of a recursion, and who can walk it.

@@ -46,6 +46,9 @@ pub struct TraceOptions {
     /// The hooks and nothing behind them, for `cargo xtask bench`.
     #[arg(long, hide = true)]
     hooks_only: bool,
+    /// How many unwind rules have room, for tests of what happens when there is none.
+    #[arg(long, hide = true, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(4096..))]
+    unwind_rows: Option<u32>,
     #[command(flatten)]
     pub report: ReportOptions,
 }
@@ -54,12 +57,14 @@ impl TraceOptions {
     /// What the session is to do.
     pub fn options(&self, verbose: u8) -> Options {
         let log_level = log_level(verbose);
+        let usual = LoadOptions::default();
         let load = LoadOptions {
             stacks: !self.no_stacks,
             sample_bytes: self.sample_bytes,
             hooks_only: self.hooks_only,
+            unwind_rows: self.unwind_rows.unwrap_or(usual.unwind_rows),
             log_level,
-            ..LoadOptions::default()
+            ..usual
         };
         Options {
             follow: !self.no_follow,

@@ -306,6 +306,11 @@ impl Kernel for Object {
             reason: error.to_string(),
         })
     }
+
+    fn forget_code_space(&mut self, pid: u32) {
+        // It is not there where no code was ever seen; that is no loss.
+        let _ = self.code_spaces.remove(&pid);
+    }
 }
 
 fn load_program(program: &mut Program) -> Result<(), Error> {

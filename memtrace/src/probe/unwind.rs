@@ -96,6 +96,17 @@ impl RowStore for MappedRows {
             log::debug!("{FILES}: {error}");
         }
     }
+
+    fn forget(&mut self, files: &[FileKey]) {
+        for file in files {
+            // It is not there where the map was full; that is no loss.
+            let _ = self.files.remove(file);
+        }
+        // Before any row is written over: who sees a new row sees the new count, too.
+        if let Some(count) = self.rows.first() {
+            count.fetch_add(1, Ordering::AcqRel);
+        }
+    }
 }
 
 impl Drop for MappedRows {

@@ -8,8 +8,12 @@
 //! When are they behind? The kernel side counts what changes a process's code, additions and removals apart,
 //! and a table says up to which count it was made. With a removal outstanding nothing in it is believed, since
 //! another file may be mapped at the same place; with an addition outstanding what is in it holds.
+//!
+//! Rows of files that no process maps are written over when room is wanted ([`tables`]). A rule that the kernel side
+//! looked up meanwhile is not believed: it reads before and after how often that happened.
 
 pub mod compile;
+mod room;
 mod spaces;
 pub mod tables;
 mod unwinder;

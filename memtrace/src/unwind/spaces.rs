@@ -22,6 +22,8 @@ pub(super) struct Spaces {
     by_pid: HashMap<Pid, Space>,
     /// Processes whose mappings are not what was published.
     pub changed: HashSet<Pid>,
+    /// Processes whose tables are to be removed.
+    left: Vec<(Pid, Space)>,
 }
 
 /// One process.
@@ -38,6 +40,8 @@ struct Known {
     code: CodeMapping,
     /// The file, until its rules are asked for: what is mapped is told to those who place probes first.
     file: Option<Rc<Mapping>>,
+    /// Keeps the rows that `code` names where they are.
+    rows: Option<Rc<Span>>,
     /// See [`CodeSpace::python`].
     python: u64,
     /// When it was mapped, in nanoseconds.
@@ -85,14 +89,29 @@ impl Spaces {
         }
     }
 
-    /// Drops what is known of a process.
+    /// Drops what is known of a process that the kernel side has no table of any more.
     pub fn forget(&mut self, pid: Pid) {
         self.by_pid.remove(&pid);
         self.changed.remove(&pid);
     }
 
+    /// Drops what is known of a process whose table is to be removed. Its rows stay until that is done.
+    pub fn leave(&mut self, pid: Pid) {
+        if let Some(space) = self.by_pid.remove(&pid) {
+            self.left.push((pid, space));
+        }
+        self.changed.remove(&pid);
+    }
+
+    /// Has the tables of processes removed that were left.
+    pub fn remove_left(&mut self, mut remove: impl FnMut(Pid)) {
+        for (pid, _rows) in self.left.drain(..) {
+            remove(pid);
+        }
+    }
+
     /// Finds the rules of what a process has mapped since the last time, and whether it is an interpreter.
-    pub fn resolve(&mut self, pid: Pid, mut look_at: impl FnMut(&Mapping) -> (Span, u64)) {
+    pub fn resolve(&mut self, pid: Pid, mut look_at: impl FnMut(&Mapping) -> (Rc<Span>, u64)) {
         let known = self.by_pid.get_mut(&pid);
         for one in known.into_iter().flat_map(|space| &mut space.mappings) {
             if let Some(file) = one.file.take() {
@@ -100,6 +119,7 @@ impl Spaces {
                 one.python = python;
                 one.code.first_row = span.first;
                 one.code.rows = span.rows;
+                one.rows = Some(span);
             }
         }
     }
@@ -198,6 +218,7 @@ impl Spaces {
         let known = Known {
             code,
             file: addressable.then(|| Rc::new(mapping)),
+            rows: None,
             python: 0,
             time_ns,
         };

@@ -1,18 +1,20 @@
 //! The rules of all modules in one table, each file once.
+//!
+//! A file's rows stay when it is unmapped: mostly it will be mapped again. Where others find no room, those go that no
+//! process maps, the longest not asked for first.
 
-use std::{
-    collections::HashMap,
-    fs::{File, Metadata},
-    io,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
+use std::{collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, path::Path, rc::Rc};
+
+use memtrace_common::{
+    code_file::{FileKey, FileRules},
+    unwind::FIRST_ROW,
 };
-
-use memtrace_common::code_file::{FileKey, FileRules};
-
 use object::ReadCache;
 
-use super::compile::{CompileError, compile};
+use super::{
+    compile::{CompileError, compile},
+    room::Room,
+};
 use crate::stack::{
     module::{build_id, places},
     symbolize::Mapping,
@@ -21,7 +23,7 @@ use crate::stack::{
 
 /// Where rows are kept for the kernel side.
 pub trait RowStore {
-    /// Rows that fit.
+    /// Rows that there are, with those below [`FIRST_ROW`].
     fn capacity(&self) -> u32;
     /// Writes rows from an index on.
     fn write(&mut self, first: u32, rows: &[u64]);
@@ -29,10 +31,12 @@ pub trait RowStore {
     fn row(&self, index: u32) -> Option<u64>;
     /// Notes which rows a file's are.
     fn know(&mut self, file: FileKey, rules: FileRules);
+    /// Forgets files, so that their rows may be written over: nothing that was looked up in them is believed any more.
+    fn forget(&mut self, files: &[FileKey]);
 }
 
-/// The rows of a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The rows of a file. They stay where they are for as long as somebody has this.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// Index of the first.
     pub first: u32,
@@ -54,17 +58,34 @@ pub enum TableError {
     Full,
 }
 
+/// Files that are known at most: what the kernel side's map of them has room for.
+const MAX_FILES: usize = 16_384;
+
 /// Device, inode, size and time of the last change.
 type Identity = (u64, u64, u64, i64, i64);
+
+/// Path and build ID.
+type Name = (Box<str>, Box<[u8]>);
+
+/// A file that was compiled.
+struct Compiled {
+    rows: Rc<Span>,
+    /// [`Tables::clock`] when it was last asked for.
+    asked: u64,
+}
 
 /// Rules of files.
 pub struct Tables {
     store: Box<dyn RowStore>,
-    used: u32,
-    by_identity: HashMap<Identity, Span>,
-    /// By path and build ID, where a file was mapped that has one: it need not be opened again.
-    by_name: HashMap<(Box<str>, Box<[u8]>), Span>,
-    vdso: Option<Span>,
+    room: Room,
+    files: HashMap<Identity, Compiled>,
+    /// Where a file was mapped that has a build ID: it need not be opened again. `None` where it could not be read.
+    by_name: HashMap<Name, Option<Identity>>,
+    /// What the kernel side knows each file by: the latest state of one that was changed in place.
+    told: HashMap<FileKey, Identity>,
+    vdso: Option<Rc<Span>>,
+    /// Counts what is asked for.
+    clock: u64,
     /// Files whose rules found no room.
     full: u64,
 }
@@ -73,18 +94,21 @@ impl Tables {
     /// Tables that are kept in `store`.
     pub fn new(store: Box<dyn RowStore>) -> Self {
         Self {
+            room: Room::new(FIRST_ROW..store.capacity()),
             store,
-            used: 0,
-            by_identity: HashMap::new(),
+            files: HashMap::new(),
             by_name: HashMap::new(),
+            told: HashMap::new(),
             vdso: None,
+            clock: 0,
             full: 0,
         }
     }
 
     /// Bytes of the rows in use.
     pub fn bytes(&self) -> u64 {
-        u64::from(self.used) * size_of::<u64>() as u64
+        let used = self.store.capacity() - FIRST_ROW - self.room.free();
+        u64::from(used) * size_of::<u64>() as u64
     }
 
     /// Files whose rules found no room since the last call.
@@ -106,24 +130,37 @@ impl Tables {
     }
 
     /// The rules of a file that a process has mapped.
-    pub fn of_mapping(&mut self, pid: u32, mapping: &Mapping) -> Span {
+    pub fn of_mapping(&mut self, pid: u32, mapping: &Mapping) -> Rc<Span> {
+        if &*mapping.path == "[vdso]" {
+            return self.of_vdso();
+        }
         let name = (mapping.path.clone(), mapping.build_id.clone());
         let named = !mapping.build_id.is_empty();
-        if named && let Some(&span) = self.by_name.get(&name) {
-            return span;
+        if named && let Some(&identity) = self.by_name.get(&name) {
+            return identity
+                .and_then(|identity| self.known(identity))
+                .unwrap_or_default();
         }
-        let span = if &*mapping.path == "[vdso]" {
-            self.of_vdso()
-        } else {
-            self.open(pid, mapping)
-        };
+        let found = self.open(pid, mapping);
         if named {
-            self.by_name.insert(name, span);
+            if self.by_name.len() >= MAX_FILES {
+                self.by_name.clear();
+            }
+            self.by_name.insert(name, found);
         }
-        span
+        found
+            .and_then(|identity| self.known(identity))
+            .unwrap_or_default()
     }
 
-    fn open(&mut self, pid: u32, mapping: &Mapping) -> Span {
+    fn known(&mut self, identity: Identity) -> Option<Rc<Span>> {
+        self.clock += 1;
+        let file = self.files.get_mut(&identity)?;
+        file.asked = self.clock;
+        Some(file.rows.clone())
+    }
+
+    fn open(&mut self, pid: u32, mapping: &Mapping) -> Option<Identity> {
         for path in places(Some(pid), mapping) {
             let Ok(file) = File::open(&path) else {
                 continue;
@@ -134,14 +171,19 @@ impl Tables {
                 continue;
             }
             match self.of_file(&file) {
-                Ok(span) => return span,
-                Err(error) => log::debug!("unwind rules of {}: {error}", mapping.path),
+                Ok(identity) => return Some(identity),
+                Err(error) => {
+                    log::debug!("unwind rules of {}: {error}", mapping.path);
+                    if let TableError::Full = error {
+                        break;
+                    }
+                }
             }
         }
-        Span::default()
+        None
     }
 
-    fn of_file(&mut self, file: &File) -> Result<Span, TableError> {
+    fn of_file(&mut self, file: &File) -> Result<Identity, TableError> {
         let metadata = file.metadata()?;
         let identity = (
             metadata.dev(),
@@ -150,42 +192,44 @@ impl Tables {
             metadata.mtime(),
             metadata.mtime_nsec(),
         );
-        if let Some(&span) = self.by_identity.get(&identity) {
-            return Ok(span);
+        if self.known(identity).is_some() {
+            return Ok(identity);
         }
-        let rows = compile(&ReadCache::new(file.try_clone()?));
-        let (span, result) = match rows {
-            Ok(rows) => {
-                let span = self.add(&rows)?;
-                (span, Ok(span))
-            }
+        let compiled = compile(&ReadCache::new(file.try_clone()?));
+        let (rows, result) = match compiled {
+            Ok(rows) => (self.add(&rows)?, Ok(identity)),
             Err(error) => (Span::default(), Err(error.into())),
         };
-        self.by_identity.insert(identity, span);
-        self.know(&metadata, span);
+        if self.files.len() >= MAX_FILES {
+            self.make_room(0);
+        }
+        self.know(&identity, &rows);
+        let rows = Rc::new(rows);
+        let asked = self.clock;
+        self.files.insert(identity, Compiled { rows, asked });
         result
     }
 
     /// Tells the kernel side, which sees the file by its inode wherever it is mapped.
-    fn know(&mut self, metadata: &Metadata, span: Span) {
-        let device = metadata.dev();
-        let (major, minor) = (libc::major(device), libc::minor(device));
+    fn know(&mut self, identity: &Identity, span: &Span) {
+        let &(_, _, bytes, modified_s, modified_ns) = identity;
         let rules = FileRules {
-            bytes: metadata.size(),
-            modified_s: metadata.mtime() as u64,
-            modified_ns: metadata.mtime_nsec() as u32,
+            bytes,
+            modified_s: modified_s as u64,
+            modified_ns: modified_ns as u32,
             first_row: span.first,
             rows: span.rows,
             reserved: 0,
         };
-        let key = FileKey::new(metadata.ino(), major.into(), minor.into());
+        let key = key(identity);
+        self.told.insert(key, *identity);
         self.store.know(key, rules);
     }
 
     /// The one image that the kernel maps into every process. Its mappings tell no build ID.
-    fn of_vdso(&mut self) -> Span {
-        if let Some(span) = self.vdso {
-            return span;
+    fn of_vdso(&mut self) -> Rc<Span> {
+        if let Some(span) = &self.vdso {
+            return span.clone();
         }
         let rows = vdso::image().map(|image| compile(&*image));
         let span = match rows.map(|rows| self.add(&rows?)) {
@@ -196,23 +240,64 @@ impl Tables {
             }
             None => Span::default(),
         };
-        *self.vdso.insert(span)
+        self.vdso.insert(Rc::new(span)).clone()
     }
 
     fn add(&mut self, rows: &[u64]) -> Result<Span, TableError> {
         let count = rows.len() as u32;
-        if count > self.store.capacity() - self.used {
+        let mut first = self.room.take(count);
+        if first.is_none() {
+            self.make_room(count);
+            first = self.room.take(count);
+        }
+        let Some(first) = first else {
             self.full += 1;
             return Err(TableError::Full);
-        }
-        self.store.write(self.used, rows);
-        let span = Span {
-            first: self.used,
-            rows: count,
         };
-        self.used += count;
-        Ok(span)
+        self.store.write(first, rows);
+        Ok(Span { first, rows: count })
     }
+
+    /// Forgets files that no process maps, one at least, until so many rows fit.
+    fn make_room(&mut self, rows: u32) {
+        let files = self.files.iter();
+        let unused = files.filter(|(_, file)| Rc::strong_count(&file.rows) == 1);
+        let mut unused: Vec<_> = unused
+            .map(|(&identity, file)| (file.asked, identity))
+            .collect();
+        unused.sort_unstable();
+        let mut forgotten = Vec::new();
+        for (_, identity) in unused {
+            let Some(file) = self.files.remove(&identity) else {
+                continue;
+            };
+            self.room.give(file.rows.first, file.rows.rows);
+            forgotten.push(identity);
+            if self.room.fits(rows) {
+                break;
+            }
+        }
+        if forgotten.is_empty() {
+            return;
+        }
+        self.by_name
+            .retain(|_, identity| identity.is_some_and(|one| self.files.contains_key(&one)));
+        let mut keys = Vec::new();
+        for identity in forgotten {
+            let key = key(&identity);
+            if self.told.get(&key) == Some(&identity) {
+                self.told.remove(&key);
+                keys.push(key);
+            }
+        }
+        self.store.forget(&keys);
+    }
+}
+
+/// How the kernel side knows a file.
+fn key(&(device, inode, ..): &Identity) -> FileKey {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    FileKey::new(inode, major.into(), minor.into())
 }
 
 /// Whether a file is the one that was mapped, as far as build IDs tell.
@@ -221,74 +306,5 @@ fn is_build(file: &File, of_mapped: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{cell::RefCell, process::Command, rc::Rc};
-
-    use super::*;
-
-    #[derive(Default)]
-    struct InMemory(Vec<u64>, Rc<RefCell<HashMap<FileKey, FileRules>>>);
-
-    impl RowStore for InMemory {
-        fn capacity(&self) -> u32 {
-            1 << 20
-        }
-
-        fn write(&mut self, first: u32, rows: &[u64]) {
-            self.0.resize(first as usize + rows.len(), 0);
-            self.0[first as usize..].copy_from_slice(rows);
-        }
-
-        fn row(&self, index: u32) -> Option<u64> {
-            self.0.get(index as usize).copied()
-        }
-
-        fn know(&mut self, file: FileKey, rules: FileRules) {
-            self.1.borrow_mut().insert(file, rules);
-        }
-    }
-
-    #[test]
-    fn a_file_is_known_by_what_stat_says() {
-        let store = InMemory::default();
-        let known = store.1.clone();
-        let mut tables = Tables::new(Box::new(store));
-        let path = "/lib/x86_64-linux-gnu/libc.so.6";
-        tables.prepare(Path::new(path));
-        let span = tables.of_mapping(std::process::id(), &mapping(path));
-        let format = ["-Lc", "%i %Hd %Ld %s %Y", path];
-        let stat = Command::new("stat").args(format).output().unwrap();
-        let text = String::from_utf8(stat.stdout).unwrap();
-        let numbers: Vec<u64> = text.split_whitespace().flat_map(str::parse).collect();
-        let [inode, major, minor, bytes, modified_s] = numbers[..] else {
-            panic!("{text}");
-        };
-        let known = known.borrow();
-        let rules = known[&FileKey::new(inode, major, minor)];
-        assert_eq!((rules.bytes, rules.modified_s), (bytes, modified_s));
-        assert_eq!((rules.first_row, rules.rows), (span.first, span.rows));
-    }
-
-    fn mapping(path: &str) -> Mapping {
-        Mapping {
-            start: 0x1000,
-            end: 0x3000,
-            offset: 0,
-            path: path.into(),
-            build_id: Box::default(),
-        }
-    }
-
-    #[test]
-    fn what_every_process_maps_takes_rows_once() {
-        let pid = std::process::id();
-        for path in ["[vdso]", "/lib/x86_64-linux-gnu/libc.so.6"] {
-            let mut tables = Tables::new(Box::new(InMemory::default()));
-            let first = tables.of_mapping(pid, &mapping(path));
-            let bytes = tables.bytes();
-            assert!(first.rows > 0, "{path}");
-            assert_eq!(tables.of_mapping(pid, &mapping(path)), first, "{path}");
-            assert_eq!(tables.bytes(), bytes, "{path}");
-        }
-    }
-}
+#[path = "tables_tests.rs"]
+mod tests;

@@ -27,6 +27,8 @@ pub trait Kernel {
     fn code_changes(&self, pid: Pid) -> Option<u64>;
     /// Replaces the executable mappings of a process.
     fn set_code_space(&mut self, pid: Pid, space: &CodeSpace) -> Result<(), crate::probe::Error>;
+    /// Drops them.
+    fn forget_code_space(&mut self, pid: Pid);
 }
 
 /// Ids kept of stacks that were told.
@@ -90,7 +92,7 @@ impl Unwinder {
         if let Some(chosen) = &mut self.chosen {
             chosen.remove(&pid);
             self.seen.remove(&pid);
-            self.spaces.forget(pid);
+            self.spaces.leave(pid);
         }
     }
 
@@ -181,6 +183,7 @@ impl Unwinder {
     /// Publishes the mappings of processes that changed, each in two steps: see [`Unwinder::seen`]. True where a
     /// step is left, for after the next drain.
     pub fn publish(&mut self, kernel: &mut dyn Kernel) -> bool {
+        self.spaces.remove_left(|pid| kernel.forget_code_space(pid));
         for pid in std::mem::take(&mut self.spaces.changed) {
             let Some(changes) = kernel.code_changes(pid) else {
                 self.seen.remove(&pid);
