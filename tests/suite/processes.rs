@@ -1,6 +1,10 @@
 //! Trees of processes, however short they live.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
 
 use memtrace::report::document::Process;
 use memtrace_tests::binary::heap;
@@ -40,17 +44,23 @@ fn with_an_allocator_of_its_own(scratch: &Scratch) -> String {
     text(&scratch.copy(&program, "own", 0o755))
 }
 
-/// It is probed before it is there, wherever the command line names it.
+/// It is probed before it is there, wherever the command line or a script in it names it.
 #[test]
 fn a_program_that_the_arguments_name_is_counted_from_its_first_instruction() {
     let scratch = Scratch::new();
     let program = with_an_allocator_of_its_own(&scratch);
-    let script = format!("sleep 0; {program} 1000; true");
-    for command in [
-        ["env", "A=b", &program, "1000"],
-        ["env", "sh", "-c", &script],
-    ] {
-        let traced = trace(&command);
+    let words = format!("sleep 0; {program} 1000; true");
+    let script = scratch.write("script", "#!/bin/sh\nd=${0%/*}\n$d/own 1000\n");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = text(&script);
+    let commands: [&[&str]; 4] = [
+        &["env", "A=b", &program, "1000"],
+        &["env", "sh", "-c", &words],
+        &["sh", &script],
+        &[&script],
+    ];
+    for command in commands {
+        let traced = trace(command);
         traced.finished.exited(0);
         let said = traced.finished.object();
         let process = traced.process(number(&said, "pid"));

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     probe::libraries,
     trace::{
-        Session,
+        Session, foreseen,
         launch::{self, LaunchError},
         watch,
     },
@@ -70,9 +70,9 @@ impl Run {
         let files = if self.trace.no_heap {
             Vec::new()
         } else {
-            let named = launch::named(self.command.get(1..).unwrap_or_default());
+            let foreseen = foreseen::programs(&self.command);
             let shell = launch::shell(&path);
-            libraries::files([path.clone()].into_iter().chain(shell).chain(named))
+            libraries::files([path.clone()].into_iter().chain(shell).chain(foreseen))
         };
         let held = launch::hold(&path, &self.command)?;
         if let Err(error) = session.trace_held(held.pid, &files) {

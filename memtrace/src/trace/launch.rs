@@ -120,22 +120,6 @@ pub fn shell(path: &Path) -> Option<PathBuf> {
     (!binary).then(|| PathBuf::from(OsStr::from_bytes(SHELL.to_bytes())))
 }
 
-/// Words of a command line that are looked at.
-const MAX_WORDS: usize = 64;
-
-/// Programs that a command's arguments name: `env`, `timeout` and `sh -c` will run them.
-pub fn named(arguments: &[OsString]) -> Vec<PathBuf> {
-    let apart = |byte: &u8| byte.is_ascii_whitespace() || b"\"'`$&|;()<>{}=".contains(byte);
-    arguments
-        .iter()
-        .flat_map(|argument| argument.as_bytes().split(apart))
-        .filter(|word| !word.is_empty())
-        .take(MAX_WORDS)
-        .filter_map(|word| resolve(OsStr::from_bytes(word)).ok())
-        .filter(|path| path.is_file())
-        .collect()
-}
-
 fn executable(path: &Path) -> Result<(), Errno> {
     access(path, AccessFlags::F_OK)?;
     if path.is_dir() {
@@ -286,25 +270,6 @@ mod tests {
     fn an_empty_word_names_no_command() {
         let error = resolve(OsStr::new("")).unwrap_err();
         assert_eq!(error.to_string(), "'': command not found");
-    }
-
-    #[test]
-    fn programs_are_found_in_arguments_and_in_what_a_shell_is_told() {
-        let named = |words: &[&str]| {
-            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-            named(&words)
-        };
-        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
-        let script = "x=$(/bin/ls /tmp)&&/bin/cat;/no/such/program '/bin/sh'";
-        assert_eq!(
-            named(&["-c", script]),
-            paths(&["/bin/ls", "/bin/cat", "/bin/sh"])
-        );
-        assert_eq!(
-            named(&["A=/bin/sh", "5", "/bin/cat", "/dev/null"]),
-            paths(&["/bin/sh", "/bin/cat"])
-        );
-        assert_eq!(named(&vec!["/bin/sh"; 2 * MAX_WORDS]).len(), MAX_WORDS);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod area;
 mod census;
 mod descriptors;
 mod followed;
+pub mod foreseen;
 mod heap_watch;
 pub mod launch;
 mod modules;
