@@ -134,10 +134,7 @@ fn who_is_outside_is_not_seen() {
     assert_eq!(pids, [inside.pid()]);
     let told = daemon.ask(&["report", "-p", &outside.pid().to_string()]);
     told.exited(1);
-    assert!(
-        told.one_line()
-            .contains("no process with that pid is traced")
-    );
+    assert!(told.one_line().contains("no such process is traced"));
     outside.end(0);
     inside.end(0);
 }

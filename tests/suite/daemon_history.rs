@@ -4,19 +4,10 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use memtrace_tests::Scratch;
 use memtrace_tests::daemon::{Cgroup, Daemon};
 use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::workload;
-use memtrace_tests::{Running, Scratch};
-
-/// Rows that a query of sqlite3, the program, gives.
-fn sqlite(daemon: &Daemon, query: &str) -> Vec<String> {
-    let mut command = Command::new("sqlite3");
-    let told =
-        memtrace_tests::child::run(command.arg("-readonly").arg(daemon.history()).arg(query));
-    told.exited(0);
-    told.output().lines().map(str::to_owned).collect()
-}
 
 #[test]
 fn a_mark_bounds_a_report() {
@@ -109,64 +100,51 @@ sys.stdin.read(1)";
 }
 
 #[test]
-fn kill_9_at_any_moment_costs_two_seconds_at_most() {
-    const TURNS: u64 = 4;
-    let cgroup = Cgroup::new();
-    let busy: Running = cgroup.start(Command::new(workload("busy.c")).arg("2"));
-    busy.stdout_has("ready");
-    let mut daemon = Daemon::over(cgroup, "");
-    for turn in 0..TURNS {
-        // Moments that have nothing to do with the ticks.
-        std::thread::sleep(Duration::from_millis(1500 + 377 * turn % 1000));
-        daemon.kill();
-        let now_ms = i64::try_from(
-            std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .expect("after 1970")
-                .as_millis(),
-        )
-        .expect("a time");
-        daemon.restart();
-        let sql = "SELECT value FROM state WHERE key = 'written_ms'";
-        let gap = "SELECT time_ms FROM event WHERE kind = 'gap' ORDER BY rowid DESC LIMIT 1";
-        let written: i64 = sqlite(&daemon, gap)[0].parse().expect("a time");
-        assert!(
-            now_ms - written < 2500,
-            "the last {} ms are lost",
-            now_ms - written
-        );
-        assert_eq!(sqlite(&daemon, "PRAGMA quick_check"), ["ok"]);
-        assert!(!sqlite(&daemon, sql).is_empty());
-        daemon.line(busy.pid(), |_| true);
-    }
-    let gaps = "SELECT count(*) FROM event WHERE kind = 'gap' AND detail LIKE '%without a word'";
-    assert_eq!(sqlite(&daemon, gaps), [TURNS.to_string()]);
-    let document = daemon.report(&["--since", "1h"]);
-    assert_eq!(document.coverage.lost_by_reason["history_gap"], TURNS);
-    busy.finish().exited(0);
+fn who_ended_just_before_the_daemon_is_in_the_history() {
+    let mut daemon = Daemon::start();
+    let mut command = Command::new(workload("faults.c"));
+    daemon
+        .cgroup
+        .run(command.args(["anonymous", "4"]))
+        .exited(0);
+    daemon.stop().exited(0);
+    daemon.restart();
+    let ended = daemon.ended(1, |one| one.comm.starts_with("faults"));
+    assert_eq!(ended[0].exit.and_then(|exit| exit.code), Some(0));
 }
 
 #[test]
 fn a_damaged_history_is_moved_aside() {
+    type Damage = fn(&mut Vec<u8>);
+    /// Bytes of a page; the first one of each tells what kind it is.
+    const PAGE: usize = 4096;
+    let damages: [(&str, Damage); 3] = [
+        ("overwritten", |bytes| {
+            let length = bytes.len();
+            bytes[100..length / 2].fill(0xa5);
+        }),
+        ("truncated", |bytes| bytes.truncate(bytes.len() / 2 + 1)),
+        ("a bit flipped", |bytes| bytes[3 * PAGE] ^= 4),
+    ];
     let mut daemon = Daemon::start();
     let mut steps = Steps::of(daemon.cgroup.holds(&mut Command::new(workload("steps.c"))));
-    daemon.line(steps.pid(), |_| true);
-    daemon.stop().exited(0);
-    let mut bytes = fs::read(daemon.history()).expect("a history");
-    let length = bytes.len();
-    bytes[100..length / 2].fill(0xa5);
-    fs::write(daemon.history(), bytes).expect("damage it");
-    daemon.restart();
-    daemon.process().stderr_has("the history was damaged");
-    daemon.line(steps.pid(), |_| true);
-    assert!(
-        daemon
-            .scratch
-            .path("state/history.sqlite.damaged-1")
-            .exists()
-    );
-    let document = daemon.report(&["--since", "1h"]);
-    assert_eq!(document.coverage.lost_by_reason["history_damaged"], 1);
+    for (turn, (what, damage)) in (1..).zip(damages) {
+        daemon.line(steps.pid(), |_| true);
+        daemon.stop().exited(0);
+        let mut bytes = fs::read(daemon.history()).expect("a history");
+        damage(&mut bytes);
+        fs::write(daemon.history(), bytes).expect("damage it");
+        daemon.restart();
+        daemon.process().stderr_has("the history was damaged");
+        daemon.line(steps.pid(), |_| true);
+        let aside = format!("state/history.sqlite.damaged-{turn}");
+        assert!(daemon.scratch.path(&aside).exists(), "{what}");
+        let document = daemon.report(&["--since", "1h"]);
+        assert_eq!(
+            document.coverage.lost_by_reason["history_damaged"], 1,
+            "{what}"
+        );
+    }
     steps.round();
     steps.end(0);
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::workload;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 const PS: &[u8] = b"{\"version\":1,\"request\":{\"ps\":{}}}\n";
 
@@ -95,40 +96,90 @@ fn silent_and_slow_clients_hold_nobody_up() {
 }
 
 #[test]
-fn clients_beyond_the_limit_are_refused_and_the_others_served() {
-    let mut daemon = Daemon::with("[socket]\nclients = 8\n");
-    let held: Vec<UnixStream> = (0..8)
+fn clients_that_ask_nothing_give_way_to_those_that_ask() {
+    let daemon = Daemon::with("[socket]\nclients = 8\n");
+    let mut held: Vec<UnixStream> = (0..8)
         .map(|_| UnixStream::connect(daemon.socket()).expect("the daemon listens"))
         .collect();
-    let until = Instant::now() + Duration::from_secs(4);
-    while !daemon.send(PS).contains("too many clients") {
-        assert!(Instant::now() < until, "nobody is refused");
+    for _ in 0..8 {
+        assert!(daemon.send(PS).contains("\"processes\""));
     }
-    drop(held);
-    let until = Instant::now() + Duration::from_secs(20);
-    while !daemon.send(PS).contains("\"processes\"") {
-        assert!(Instant::now() < until, "nobody is served again");
-    }
-    let resident = |pid: u32| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("it runs");
-        let pages = text
-            .split(' ')
-            .nth(1)
-            .and_then(|pages| pages.parse::<u64>().ok());
-        pages.expect("resident pages") * 4096
-    };
+    // One gave way; the place that it left did for all that asked.
+    let oldest = &mut held[0];
+    oldest
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("a time-out");
+    let mut answer = String::new();
+    oldest.read_to_string(&mut answer).expect("it is closed");
+    assert!(answer.contains("too many clients"), "{answer}");
+}
+
+/// Bytes that are resident, and open descriptors.
+fn held_by(pid: u32) -> (u64, usize) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("it runs");
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
+    let resident: u64 = pages.expect("resident pages");
+    (resident * 4096, descriptors.count())
+}
+
+#[test]
+fn ten_thousand_clients_keep_nobody_from_an_answer() {
+    const CLIENTS: usize = 10_000;
+    /// Places by default.
+    const PLACES: usize = 64;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    assert!(most > CLIENTS as u64 + 500, "{most} open files at most");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raise the limit");
+    let mut daemon = Daemon::start();
     let pid = daemon.process().pid();
-    let before = resident(pid);
-    for _ in 0..10_000 {
-        drop(UnixStream::connect(daemon.socket()));
+    let (resident, descriptors) = held_by(pid);
+    let socket = daemon.socket();
+    let flood = std::thread::spawn(move || -> Vec<UnixStream> {
+        // All stay open on this side: half say nothing, half a part of a question.
+        let connect = |number: usize| {
+            let mut stream = UnixStream::connect(&socket).expect("the daemon listens");
+            if number.is_multiple_of(2) {
+                // It may have been refused already.
+                let _ = stream.write_all(&PS[..10]);
+            }
+            stream
+        };
+        (0..CLIENTS).map(connect).collect()
+    });
+    let mut answers = 0;
+    while !flood.is_finished() || answers < 20 {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let answer = daemon.send(PS);
+            if answer.contains("\"processes\"") && answer.ends_with('\n') {
+                break;
+            }
+            // So many came between its connection and its question that it was the one to give way.
+            assert!(
+                answer.is_empty() || answer.contains("too many clients"),
+                "{answer}"
+            );
+            assert!(Instant::now() < until, "nobody is answered");
+        }
+        answers += 1;
     }
-    assert!(daemon.send(PS).ends_with('\n'));
+    let held = flood.join().expect("ten thousand connections");
+    for _ in 0..20 {
+        assert!(daemon.send(PS).contains("\"processes\""));
+    }
+    let (now, open) = held_by(pid);
+    assert!(now < resident + (32 << 20), "{resident} B to {now} B");
     assert!(
-        resident(pid) < before + (32 << 20),
-        "{} to {}",
-        before,
-        resident(pid)
+        open <= descriptors + PLACES + 8,
+        "{descriptors} descriptors to {open}"
     );
+    drop(held);
+    let until = Instant::now() + Duration::from_secs(60);
+    while held_by(pid).1 > descriptors + 2 {
+        assert!(Instant::now() < until, "connections stay open");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

@@ -5,25 +5,21 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use memtrace::report::document::{AddressSpace, Process};
 use memtrace_tests::child::run;
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::expect::{number, within};
+use memtrace_tests::vm::in_vm;
 use memtrace_tests::workload::workload;
 use memtrace_tests::{Traced, trace};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
-
-/// Asserts that this is the machine that `cargo xtask vm` boots.
-#[track_caller]
-fn in_vm() {
-    assert!(
-        std::env::var_os("MEMTRACE_TEST_VM").is_some(),
-        "this test takes a machine of its own: run `cargo xtask vm`"
-    );
-}
 
 /// Compares what is resident and what is swapped out with the process's own smaps.
 fn assert_as_smaps(traced: &Traced, seen: &Value) {
@@ -144,4 +140,104 @@ fn every_process_of_the_machine_is_in_the_history_with_its_faults() {
     // Whatever ran before is in the list, too.
     let pids: Vec<u32> = daemon.ps().processes.iter().map(|line| line.pid).collect();
     assert!(pids.contains(&1), "{pids:?}");
+}
+
+/// Takes the second CPU away and gives it back, again and again, until dropped; it is there then.
+struct Hotplug {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u32>>,
+}
+
+impl Hotplug {
+    fn begin() -> Hotplug {
+        const CPU: &str = "/sys/devices/system/cpu/cpu1/online";
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut turns = 0;
+            while !stopped.load(Ordering::Relaxed) || turns == 0 {
+                for online in ["0", "1"] {
+                    fs::write(CPU, online).expect("take the CPU, or give it back");
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+                turns += 1;
+            }
+            turns
+        });
+        Hotplug {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// How often it went and came.
+    fn stop(mut self) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("it runs");
+        thread.join().expect("the CPU comes and goes")
+    }
+}
+
+impl Drop for Hotplug {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Two processes that fault at a time, on either CPU.
+fn two_that_fault() -> Command {
+    let faults = workload("faults.c");
+    let faults = faults.to_str().expect("a path in UTF-8");
+    let mut tree = Command::new(workload("rusage.c"));
+    let both = format!(
+        "for turn in 1 2 3 4; do {faults} anonymous 32 & {faults} anonymous 32 & wait; done"
+    );
+    tree.args(["/bin/sh", "-c", &both]);
+    tree
+}
+
+#[test]
+#[ignore = "takes a CPU away: cargo xtask vm"]
+fn the_daemon_follows_cpus_and_says_when_it_could_not() {
+    in_vm();
+    let daemon = Daemon::everywhere();
+    let faults = workload("faults.c");
+    let is_fault = |one: &Process| faults.to_str() == Some(one.exe.as_str());
+    let hotplug = Hotplug::begin();
+    let finished = run(&mut two_that_fault());
+    let turns = hotplug.stop();
+    finished.exited(0);
+    let objects = finished.objects();
+    let counted = objects.last().expect("what the kernel counted");
+    let kernel = number(counted, "minor") + number(counted, "major");
+    let sum = |all: &[Process]| -> u64 {
+        all.iter()
+            .map(|one| one.faults.minor + one.faults.major)
+            .sum()
+    };
+    let first = daemon.ended(8, is_fault);
+    assert!(sum(&first) <= kernel, "no more than there were");
+    let came = |coverage: &memtrace::report::document::Coverage| {
+        let lost = &coverage.lost_by_reason;
+        lost.get("cpu_came_online").copied().unwrap_or(0)
+    };
+    let coverage = daemon.report(&[]).coverage;
+    assert!(came(&coverage) > 0, "{turns} times: {coverage:?}");
+    // Both CPUs are there again: nothing is missing.
+    let mut again = Command::new(&faults);
+    let finished = run(again.args(["anonymous", "64"]));
+    let kernel = number(&finished.object(), "minor");
+    let all = daemon.ended(9, is_fault);
+    let last = all
+        .iter()
+        .max_by_key(|one| one.start_time_ns)
+        .expect("nine");
+    assert!(
+        last.faults.minor.abs_diff(kernel) < 200,
+        "{} of {kernel}",
+        last.faults.minor
+    );
 }

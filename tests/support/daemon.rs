@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,14 @@ impl Cgroup {
         let name = format!("memtrace-test-{}-{turn}", std::process::id());
         let directory = root.join(&name);
         fs::create_dir(&directory).expect("make a cgroup");
+        Cgroup { name, directory }
+    }
+
+    /// One below it, with whatever lies between; it goes with this one.
+    pub fn below(&self, path: &str) -> Cgroup {
+        let directory = self.directory.join(path);
+        fs::create_dir_all(&directory).expect("make a cgroup");
+        let name = format!("{}/{path}", self.name);
         Cgroup { name, directory }
     }
 
@@ -83,16 +92,27 @@ impl Drop for Cgroup {
         let _ = fs::write(self.directory.join("cgroup.kill"), "1");
         // What was killed a moment ago is still on its way out.
         let until = Instant::now() + Duration::from_secs(10);
-        while fs::remove_dir(&self.directory).is_err() && Instant::now() < until {
+        while remove(&self.directory).is_err() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
+/// Removes a cgroup and those below it; the files in one are the kernel's.
+fn remove(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(directory)
+}
+
 /// A running daemon with directories of its own.
 pub struct Daemon {
     /// What it traces.
-    pub cgroup: Cgroup,
+    pub cgroup: Arc<Cgroup>,
     /// Where its directories are.
     pub scratch: Scratch,
     process: Option<Running>,
@@ -112,29 +132,34 @@ impl Daemon {
 
     /// One over a cgroup that may have processes in it.
     pub fn over(cgroup: Cgroup, lines: &str) -> Daemon {
+        Daemon::of(&Arc::new(cgroup), lines)
+    }
+
+    /// The same over a cgroup that others use too.
+    pub fn of(cgroup: &Arc<Cgroup>, lines: &str) -> Daemon {
         let scratch = Scratch::new();
         let state = scratch.path("state");
-        Daemon::within(cgroup, scratch, &state, lines)
+        Daemon::within(Arc::clone(cgroup), scratch, &state, lines)
     }
 
     /// The same with its history in a place of the test's.
     pub fn keeping(cgroup: Cgroup, state: &Path) -> Daemon {
-        Daemon::within(cgroup, Scratch::new(), state, "")
+        Daemon::within(Arc::new(cgroup), Scratch::new(), state, "")
     }
 
     /// One over the whole machine, which must be the test's own.
     pub fn everywhere() -> Daemon {
-        let (cgroup, scratch) = (Cgroup::new(), Scratch::new());
+        let (cgroup, scratch) = (Arc::new(Cgroup::new()), Scratch::new());
         let state = scratch.path("state");
         Daemon::begin(cgroup, scratch, &state, "")
     }
 
-    fn within(cgroup: Cgroup, scratch: Scratch, state: &Path, lines: &str) -> Daemon {
+    fn within(cgroup: Arc<Cgroup>, scratch: Scratch, state: &Path, lines: &str) -> Daemon {
         let area = format!("cgroup = {:?}\n{lines}", cgroup.path());
         Daemon::begin(cgroup, scratch, state, &area)
     }
 
-    fn begin(cgroup: Cgroup, scratch: Scratch, state: &Path, lines: &str) -> Daemon {
+    fn begin(cgroup: Arc<Cgroup>, scratch: Scratch, state: &Path, lines: &str) -> Daemon {
         // A debug build on a busy machine costs more than a daemon may, which most tests are not about.
         let budget = match lines.contains("[budget]") {
             true => "",

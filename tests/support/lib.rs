@@ -20,6 +20,7 @@ pub mod oracle;
 pub mod scratch;
 pub mod stacks;
 pub mod steps;
+pub mod vm;
 pub mod workload;
 
 pub use binary::{Traced, memtrace, trace, trace_with};

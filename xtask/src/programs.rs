@@ -128,6 +128,11 @@ const NEEDS: &[Need] = &[
     ),
     need(Sign::Program("go"), "golang-go", "Go with cgo under trace"),
     need(
+        Sign::File("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"),
+        "libfaketime",
+        "sets the clock of one process",
+    ),
+    need(
         Sign::Program("systemd-analyze"),
         "systemd",
         "reads the daemon's unit",

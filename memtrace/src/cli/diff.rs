@@ -10,7 +10,7 @@ use clap::Args;
 
 use super::{socket::Socket, status};
 use crate::{
-    daemon::protocol::Request,
+    daemon::{protocol::Request, within::Within},
     report::{Style, diff, document::Document},
 };
 
@@ -57,6 +57,7 @@ impl Diff {
                 pids: Vec::new(),
                 since: Some(self.old.clone()),
                 until: Some(until.to_owned()),
+                within: Within::default(),
             };
             self.socket.report(request)
         };

@@ -50,6 +50,9 @@ struct Whose {
     /// Those in a cgroup or below it, named as in /proc/PID/cgroup.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
+    /// Those in a container, pod or unit, named as ps does, or by the first digits of the container's id.
+    #[arg(long, value_name = "NAME")]
+    container: Option<String>,
 }
 
 impl Whose {
@@ -61,12 +64,14 @@ impl Whose {
             exe,
             user,
             cgroup,
+            container,
         } = self;
         pid.map(Selector::Pid)
             .or(command.map(Selector::Command))
             .or(exe.map(Selector::Exe))
             .or(user.map(Selector::User))
             .or(cgroup.map(Selector::Cgroup))
+            .or(container.map(Selector::Container))
     }
 }
 

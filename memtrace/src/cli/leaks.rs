@@ -7,7 +7,7 @@ use super::{
     output::{Place, ReportOptions},
     socket::Socket,
 };
-use crate::daemon::protocol::Request;
+use crate::daemon::{protocol::Request, within::Within};
 
 /// Arguments of `leaks`.
 #[derive(Args)]
@@ -30,6 +30,7 @@ impl Leaks {
             pids: self.pids,
             since: None,
             until: None,
+            within: Within::default(),
         };
         output.write(self.socket.report(request)?)
     }

@@ -10,7 +10,10 @@ use super::{
     status,
 };
 use crate::{
-    daemon::protocol::{CgroupLine, Listing, ProcessLine, Reply, Request},
+    daemon::{
+        protocol::{CgroupLine, Listing, ProcessLine, Reply, Request},
+        within::Within,
+    },
     report::text::clean,
     units,
 };
@@ -27,6 +30,8 @@ pub struct Ps {
     /// text or json.
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
+    #[command(flatten)]
+    within: Within,
     #[command(flatten)]
     socket: Socket,
 }
@@ -62,6 +67,7 @@ impl Ps {
         let Reply::Ps(mut listing) = self.socket.ask(Request::Ps {})? else {
             return Err(strange().into());
         };
+        self.within.narrow(&mut listing);
         sort(&mut listing.processes, self.sort);
         let mut out = BufWriter::new(io::stdout().lock());
         let printed = match self.format {

@@ -12,7 +12,7 @@ use super::{
     target::Used,
 };
 use crate::{
-    daemon::protocol::Request,
+    daemon::{protocol::Request, within::Within},
     event::{Event, EventKind},
     model::{Limits, Model},
     report::document::Document,
@@ -40,6 +40,8 @@ pub struct Report {
     #[arg(short, long = "pid", value_parser = super::usage::pid, value_name = "PID")]
     pids: Vec<u32>,
     #[command(flatten)]
+    within: Within,
+    #[command(flatten)]
     options: ReportOptions,
 }
 
@@ -58,6 +60,7 @@ impl Report {
                 pids: self.pids,
                 since: self.since,
                 until: self.until,
+                within: self.within,
             };
             return output.write(self.socket.report(request)?);
         };
@@ -70,12 +73,13 @@ impl Report {
             Some(document) => document,
             None => read(&from)?,
         };
-        if !self.pids.is_empty() {
+        if !self.pids.is_empty() || !self.within.is_all() {
+            let is_asked = |pid| self.pids.is_empty() || self.pids.contains(&pid);
             document
                 .processes
-                .retain(|process| self.pids.contains(&process.pid));
+                .retain(|process| is_asked(process.pid) && self.within.has(&process.cgroup));
             if document.processes.is_empty() {
-                anyhow::bail!("{} has no process with that pid", from.display());
+                anyhow::bail!("{} has no such process", from.display());
             }
         }
         output.write(document)

@@ -4,16 +4,28 @@ use std::path::Path;
 
 use rustc_hash::FxHashMap;
 
-use super::{Config, container, redact::redact};
+use super::{Config, redact::redact};
 use crate::{
     event::Pid,
     model::{Model, Overview},
     report::document::{LeftOut, Process},
+    seed::container,
     store::history::{Batch, Ended, History, HistoryError, Identity, Retention, Row, Suspicion},
 };
 
 /// A name is a word that a shell need not quote.
 const MAX_NAME: usize = 100;
+
+/// The moment of a reading.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// On the clock of events.
+    pub time_ns: u64,
+    /// In milliseconds since 1970.
+    pub now_ms: i64,
+    /// Those that ended by then are told.
+    pub ended_ns: u64,
+}
 
 /// The history, and what it was told of each process.
 pub struct Archive {
@@ -61,17 +73,19 @@ impl Archive {
         }
     }
 
-    /// Hands one reading over. `now` is its moment, on the clock of events and in milliseconds since 1970.
+    /// Hands one reading over.
     pub fn write(
         &mut self,
         config: &Config,
         model: &Model,
-        now: (u64, i64),
+        moment: Moment,
         rows: Vec<Overview>,
         ended: Vec<Process>,
         left_out: Vec<LeftOut>,
     ) {
-        let (time_ns, now_ms) = now;
+        let Moment {
+            time_ns, now_ms, ..
+        } = moment;
         // What happened during the reading is later than its moment.
         let wall = |ns: u64| now_ms + (ns as i64 - time_ns as i64) / 1_000_000;
         let lost = model.lost();
@@ -89,6 +103,7 @@ impl Archive {
             ended,
             lost: lost.saturating_sub(self.lost),
             left_out,
+            behind_ms: (time_ns.saturating_sub(moment.ended_ns) / 1_000_000) as i64,
             dropped: 0,
         });
         self.lost = lost;

@@ -61,6 +61,13 @@ impl Budget {
         self.steps.iter().map(|(_, step)| step.clone()).collect()
     }
 
+    /// The clock says `now_ms`: where it was set back, what is left out has been so from now on.
+    pub fn read_clock(&mut self, now_ms: i64) {
+        for (_, step) in &mut self.steps {
+            step.since_ms = step.since_ms.min(now_ms);
+        }
+    }
+
     /// Judges a reading; `now` is its moment, on the clock of events and in milliseconds since 1970.
     pub fn judge(
         &mut self,

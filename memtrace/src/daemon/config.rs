@@ -242,7 +242,7 @@ impl Config {
         if self.heap.iter().any(is_pid) {
             return Some((
                 "pid",
-                "is of a process that runs: memtrace heap on -p PID, or command, exe, user or cgroup here",
+                "is of a process that runs: memtrace heap on -p PID, or command, exe, user, cgroup or container here",
             ));
         }
         if !(0.0..=100.0).contains(&self.budget.cpu_percent) {
@@ -351,7 +351,7 @@ mod tests {
         assert!(told("[history]\nkeep_1s = 'soon'").starts_with("m.toml:2: "));
         assert_eq!(
             told("[[heap]]\ncomand = 'redis-server'"),
-            "m.toml:2: unknown variant `comand`, expected one of `pid`, `command`, `exe`, `user`, `cgroup`"
+            "m.toml:2: unknown variant `comand`, expected one of `pid`, `command`, `exe`, `user`, `cgroup`, `container`"
         );
         assert!(told("[[heap]]\npid = 1").starts_with("m.toml:2: pid is of a process that runs"));
     }

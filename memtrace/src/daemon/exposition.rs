@@ -80,6 +80,16 @@ impl Told {
                 }
             }
         }
+        let help = "99th percentile of the latency of page faults over the last minute";
+        let name = "process_fault_latency_p99";
+        let unit = Some(&Unit::Seconds);
+        let mut metric = to.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for one in &self.0.processes {
+            if let Some(ns) = one.fault_p99_ns {
+                let seconds = ns as f64 / 1e9;
+                metric.encode_family(&labels(one))?.encode_gauge(&seconds)?;
+            }
+        }
         let help = "Page faults";
         let mut metric = to.encode_descriptor("process_faults", help, None, MetricType::Counter)?;
         for one in &self.0.processes {
@@ -220,6 +230,7 @@ mod tests {
             reserved: 4096,
             committed: 2048,
             heap_live: None,
+            fault_p99_ns: Some(1_279),
             faults,
         };
         let cgroup = CgroupLine {
@@ -245,6 +256,12 @@ mod tests {
             ]
         );
         assert_eq!(lines(&text, "memtrace_process_heap_live_bytes{"), [""; 0]);
+        assert_eq!(
+            lines(&text, "memtrace_process_fault_latency_p99_seconds{"),
+            [
+                "memtrace_process_fault_latency_p99_seconds{pid=\"7\",command=\"a\\\"b\",container=\"docker:1\"} 0.000001279"
+            ]
+        );
         let of_seven = "memtrace_process_fault_latency_seconds_bucket{le=\"";
         let buckets: Vec<String> = lines(&text, of_seven)
             .into_iter()

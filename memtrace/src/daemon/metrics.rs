@@ -87,6 +87,8 @@ pub struct ProcessSeries {
     pub committed: u64,
     /// Bytes in live blocks; `None` where no heap is seen.
     pub heap_live: Option<u64>,
+    /// 99th percentile of the latency of its faults over the last minute, in nanoseconds, as `ps` tells it.
+    pub fault_p99_ns: Option<u64>,
     /// Its faults.
     pub faults: Faults,
 }
@@ -147,6 +149,10 @@ impl Metrics {
             other.faults.add_growth(&now, &before);
             self.faults.add_growth(&now, &before);
         }
+        let lines = listing.processes.iter();
+        let p99: FxHashMap<Pid, u64> = lines
+            .filter_map(|line| Some((line.pid, line.fault_p99_ns?)))
+            .collect();
         let mut order: Vec<&Overview> = rows.iter().collect();
         order.sort_by_key(|row| (std::cmp::Reverse(row.committed_bytes), row.pid));
         self.processes.clear();
@@ -156,7 +162,10 @@ impl Metrics {
             let before = before.unwrap_or_default();
             self.faults.add_growth(&now, &before);
             if place < self.top {
-                self.processes.push(series(row, now));
+                self.processes.push(ProcessSeries {
+                    fault_p99_ns: p99.get(&row.pid).copied(),
+                    ..series(row, now)
+                });
             } else {
                 other.faults.add_growth(&now, &before);
                 other.reserved += row.reserved_bytes;
@@ -185,11 +194,12 @@ fn series(row: &Overview, faults: Faults) -> ProcessSeries {
         who: Some(Who {
             pid: row.pid,
             comm: row.comm.clone(),
-            container: super::container::name(&row.cgroup).unwrap_or_default(),
+            container: crate::seed::container::name(&row.cgroup).unwrap_or_default(),
         }),
         reserved: row.reserved_bytes,
         committed: row.committed_bytes,
         heap_live: row.heap_live_bytes,
+        fault_p99_ns: None,
         faults,
     }
 }

@@ -7,7 +7,7 @@ use tokio::{
     task,
 };
 
-use super::{access::Viewer, protocol::Reply};
+use super::{access::Viewer, protocol::Reply, within::Within};
 use crate::{
     event::Pid,
     trace::naming::{Named, Names, Naming},
@@ -19,6 +19,8 @@ pub struct Asked {
     pub viewer: Viewer,
     /// Of these processes; empty for all.
     pub pids: Vec<Pid>,
+    /// Of the processes in there.
+    pub within: Within,
     /// The way back.
     pub reply: oneshot::Sender<Reply>,
 }

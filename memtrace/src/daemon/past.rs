@@ -7,7 +7,7 @@ use tokio::{
     task,
 };
 
-use super::{access::Viewer, protocol::Reply, supervise::now_ms};
+use super::{access::Viewer, protocol::Reply, supervise::now_ms, within::Within};
 use crate::store::history::{HistoryError, Reader, Span, Suspicion};
 
 /// Queries at a time.
@@ -17,6 +17,8 @@ static QUERIES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(2));
 pub struct Query {
     /// Of these processes; empty for all.
     pub pids: Vec<u32>,
+    /// Of the processes in there.
+    pub within: Within,
     /// Where it begins.
     pub since: Option<String>,
     /// Where it ends.
@@ -69,5 +71,9 @@ fn report(path: &Path, query: &Query) -> Result<Reply, HistoryError> {
     if span.since_ms > span.until_ms {
         return Ok(Reply::error("--since is later than --until"));
     }
-    Ok(Reply::Report(Box::new(reader.report(span, &query.pids)?)))
+    let mut document = reader.report(span, &query.pids)?;
+    document
+        .processes
+        .retain(|process| query.within.has(&process.cgroup));
+    Ok(Reply::Report(Box::new(document)))
 }

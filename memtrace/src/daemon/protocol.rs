@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::within::Within;
 use crate::{report::document::Document, trace::selector::Selector};
 
 /// Version of the protocol; another one is refused.
@@ -40,6 +41,9 @@ pub enum Request {
         /// Where it ends.
         #[serde(default)]
         until: Option<String>,
+        /// Of the processes in there alone.
+        #[serde(default)]
+        within: Within,
     },
     /// Probes heaps, or does not any more.
     Heap {

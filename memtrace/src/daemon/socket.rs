@@ -1,7 +1,8 @@
 //! The socket: who may connect, and clients that are slow, silent or many.
 //!
 //! A connection is one question and one answer. Each has a task, a time-out for either way and a share of the memory
-//! for answers; clients beyond the limit are refused at once. Nothing here waits for a client: only its own task does.
+//! for answers. Beyond the limit the one that has been silent for longest gives way, and where none is silent the
+//! newcomer is refused at once. Nothing here waits for a client: only its own task does.
 
 use std::{
     fs::{self, Permissions},
@@ -25,6 +26,7 @@ use super::{
     Config, DaemonError,
     access::Viewer,
     frame::{self, FrameError},
+    places::{Place, Places},
     protocol::{Answer, MAX_ANSWER, MAX_QUESTION, Question, Reply, Request, VERSION},
 };
 
@@ -36,6 +38,9 @@ const READ: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(60);
 /// KiB of answers that clients have not read yet, in sum.
 const UNREAD_KIB: usize = 128 << 10;
+
+/// Said where there is no place.
+const TOO_MANY: &str = "too many clients at a time: try again";
 
 /// A question on its way to the daemon, and where its answer goes.
 pub struct Asked {
@@ -57,8 +62,10 @@ pub struct Server {
 /// What all clients share.
 struct Shared {
     group: Option<Gid>,
-    /// Places for clients.
-    clients: Semaphore,
+    /// Places for clients who see everything.
+    clients: Places,
+    /// As many for those who see what is their own: they cannot keep the others out.
+    users: Places,
     /// Memory for answers.
     unread: Semaphore,
     questions: mpsc::Sender<Asked>,
@@ -80,7 +87,8 @@ impl Server {
             path,
             shared: Rc::new(Shared {
                 group,
-                clients: Semaphore::new(config.socket.clients),
+                clients: Places::new(config.socket.clients),
+                users: Places::new(config.socket.clients),
                 unread: Semaphore::new(UNREAD_KIB),
                 questions,
             }),
@@ -145,19 +153,36 @@ fn group(name: &str) -> Result<Gid, DaemonError> {
 
 impl Shared {
     /// Serves a client if there is room for one more.
-    async fn admit(&self, mut stream: UnixStream) {
-        let reply = match self.clients.try_acquire() {
-            Ok(_place) => return self.serve(stream).await,
-            Err(_) => Reply::error("too many clients at a time: try again"),
+    async fn admit(&self, stream: UnixStream) {
+        let viewer = match stream.peer_cred() {
+            Ok(peer) => Viewer::of(&peer, self.group),
+            Err(error) => return refuse(stream, format!("nobody knows who asks: {error}")),
         };
-        // Not waited for: what does not fit into the socket's buffer at once is not sent.
-        let _ = stream.try_write(&line(&reply));
-        let _ = stream.shutdown().await;
+        let places = match viewer {
+            Viewer::All => &self.clients,
+            Viewer::Own(_) => &self.users,
+        };
+        match places.take().await {
+            Some((place, gives_way)) => self.serve(stream, viewer, place, gives_way).await,
+            None => refuse(stream, TOO_MANY),
+        }
     }
 
-    async fn serve(&self, mut stream: UnixStream) {
-        let reply = match timeout(ASK, frame::read_line(&mut stream, MAX_QUESTION)).await {
-            Ok(Ok(line)) => self.answer(&stream, &line).await,
+    async fn serve(
+        &self,
+        mut stream: UnixStream,
+        viewer: Viewer,
+        place: Place<'_>,
+        gives_way: oneshot::Receiver<()>,
+    ) {
+        let asked = tokio::select! {
+            biased;
+            asked = timeout(ASK, frame::read_line(&mut stream, MAX_QUESTION)) => asked,
+            _ = gives_way => return refuse(stream, TOO_MANY),
+        };
+        place.asked();
+        let reply = match asked {
+            Ok(Ok(line)) => self.answer(viewer, &line).await,
             Ok(Err(FrameError::Io(_) | FrameError::Cut)) => return,
             Ok(Err(error)) => Reply::error(error),
             Err(_) => Reply::error("no question came in time"),
@@ -177,7 +202,7 @@ impl Shared {
         }
     }
 
-    async fn answer(&self, stream: &UnixStream, line: &[u8]) -> Reply {
+    async fn answer(&self, viewer: Viewer, line: &[u8]) -> Reply {
         let question: Question = match serde_json::from_slice(line) {
             Ok(question) => question,
             Err(error) => return Reply::error(format!("the question is not understood: {error}")),
@@ -188,10 +213,6 @@ impl Shared {
                 question.version
             ));
         }
-        let viewer = match stream.peer_cred() {
-            Ok(peer) => Viewer::of(&peer, self.group),
-            Err(error) => return Reply::error(format!("nobody knows who asks: {error}")),
-        };
         let (reply, answer) = oneshot::channel();
         let asked = Asked {
             viewer,
@@ -207,6 +228,11 @@ impl Shared {
             Err(_) => Reply::error("the answer took too long"),
         }
     }
+}
+
+/// Refuses a client. Not waited for: what does not fit into the socket's buffer at once is not sent.
+fn refuse(stream: UnixStream, reason: impl std::fmt::Display) {
+    let _ = stream.try_write(&line(&Reply::error(reason)));
 }
 
 /// The answer as a line.

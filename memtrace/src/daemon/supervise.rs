@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     Config, DaemonError,
     access::Viewer,
-    archive::Archive,
+    archive::{Archive, Moment},
     budget::{Action, Budget, Noisy},
     config,
     cost::Meter,
@@ -30,6 +30,7 @@ use super::{
     service,
     socket::{Asked, Server},
     table::Table,
+    within::Within,
 };
 use crate::{
     event::Pid,
@@ -44,6 +45,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_millis(100);
 /// How often everything is read.
 const TICK: Duration = Duration::from_secs(1);
+/// How long after its end everything of a process has been told: all sources are drained before it is taken.
+const SETTLED_NS: u64 = 200_000_000;
 /// Questions that wait at most.
 const QUESTIONS: usize = 64;
 /// Processes whose mappings are read anew for one report at most: smaps walks every page table.
@@ -143,7 +146,7 @@ impl Daemon {
         drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.read();
+        self.read(SETTLED_NS);
         ready();
         service::ready();
         let mut stop = std::pin::pin!(stop);
@@ -152,7 +155,7 @@ impl Daemon {
                 biased;
                 () = &mut stop => break,
                 _ = tick.tick() => {
-                    self.read();
+                    self.read(SETTLED_NS);
                     service::alive();
                 }
                 Some(asked) = questions.recv() => {
@@ -161,14 +164,16 @@ impl Daemon {
                 }
                 Some(naming::Done { names, asked }) = named.recv() => {
                     names.into_iter().for_each(|names| self.session.name(names));
-                    let pids = self.wanted(asked.viewer, &asked.pids);
-                    let _ = asked.reply.send(self.report(&asked.pids, &pids));
+                    let wanted = self.wanted(asked.viewer, &asked.pids, &asked.within);
+                    let all = asked.pids.is_empty() && asked.within.is_all();
+                    let _ = asked.reply.send(self.report(all, &wanted));
                     continue;
                 }
                 ready = wake.readable() => ready.map_err(wait)?.clear_ready(),
                 _ = drain.tick() => {}
             }
             self.session.drain();
+            self.session.watch_cpus();
             for failure in self.session.take_failures() {
                 log::warn!("{failure}");
             }
@@ -180,7 +185,8 @@ impl Daemon {
         clients.abort();
         // The server removes its socket when its task is dropped.
         let _ = clients.await;
-        self.read();
+        // Nothing more will be told of those that just ended.
+        self.read(0);
         if let Some(archive) = self.archive.take() {
             archive.finish();
         }
@@ -203,13 +209,18 @@ impl Daemon {
         Ok(Some(task::spawn_local(endpoint.serve())))
     }
 
-    /// Reads everything: counters, sums of the processes, cgroups.
-    fn read(&mut self) {
+    /// Reads everything: counters, sums of the processes, cgroups; of those that ended this long ago the last.
+    fn read(&mut self, settled_ns: u64) {
         // Taken first: whoever ended before is known to have ended by the end of the drain.
-        let (time_ns, time_ms) = (seed::now_ns(), now_ms());
+        let time_ns = seed::now_ns();
+        let moment = Moment {
+            time_ns,
+            now_ms: now_ms(),
+            ended_ns: time_ns.saturating_sub(settled_ns),
+        };
         while self.session.drain() {}
         self.session.tick();
-        let mut ended = self.session.take_exited();
+        let mut ended = self.session.take_exited(moment.ended_ns);
         for process in &mut ended {
             redact(&mut process.command_line, self.config.redact_command_lines);
         }
@@ -222,14 +233,14 @@ impl Daemon {
             metrics.update(&rows, &ended, self.table.listing());
         }
         let noisiest = self.noisiest(&rows);
+        self.budget.read_clock(moment.now_ms);
         if let Some(archive) = &mut self.archive {
-            let (model, now) = (self.session.model(), (time_ns, time_ms));
-            let left_out = self.budget.left_out();
-            archive.write(&self.config, model, now, rows, ended, left_out);
+            let (model, left_out) = (self.session.model(), self.budget.left_out());
+            archive.write(&self.config, model, moment, rows, ended, left_out);
         }
         let cost = self.meter.read(time_ns, self.session.spent_ns());
         log::debug!("it costs {cost:?}");
-        let action = self.budget.judge((time_ns, time_ms), cost, noisiest);
+        let action = self.budget.judge((time_ns, moment.now_ms), cost, noisiest);
         match action {
             Some(Action::Pause(pid)) => self.session.heap_pause(pid),
             Some(Action::Resume(pid)) => self.session.heap_resume(pid),
@@ -269,8 +280,9 @@ impl Daemon {
                 pids,
                 since: None,
                 until: None,
+                within,
             } => {
-                let wanted = self.wanted(viewer, &pids);
+                let wanted = self.wanted(viewer, &pids, &within);
                 if wanted.len() <= MAX_READ {
                     self.session.read_mappings(&wanted);
                     let unnamed = wanted.iter().filter_map(|&pid| self.session.unnamed(pid));
@@ -279,21 +291,32 @@ impl Daemon {
                         let asked = naming::Asked {
                             viewer,
                             pids,
+                            within,
                             reply,
                         };
                         let began = self.session.began();
                         return naming::look_up(unnamed, began, asked, found.clone());
                     }
                 }
-                self.report(&pids, &wanted)
+                self.report(pids.is_empty() && within.is_all(), &wanted)
             }
-            Request::Report { pids, since, until } => match &self.archive {
+            Request::Report {
+                pids,
+                since,
+                until,
+                within,
+            } => match &self.archive {
                 // A query may take long: it has a thread of its own and answers by itself.
                 Some(archive) => {
                     return past::answer(
                         archive.reading(),
                         viewer,
-                        past::Query { pids, since, until },
+                        past::Query {
+                            pids,
+                            within,
+                            since,
+                            until,
+                        },
                         reply,
                     );
                 }
@@ -375,10 +398,13 @@ impl Daemon {
     }
 
     /// The processes that run and are asked for; empty for all.
-    fn wanted(&mut self, viewer: Viewer, pids: &[Pid]) -> Vec<Pid> {
+    fn wanted(&mut self, viewer: Viewer, pids: &[Pid], within: &Within) -> Vec<Pid> {
         while self.session.drain() {}
-        let known = self.session.model().running();
-        let asked = |pid: &Pid| pids.is_empty() || pids.contains(pid);
+        let model = self.session.model();
+        let known = model.running();
+        let is_in = |pid: Pid| model.cgroup(pid).is_some_and(|cgroup| within.has(cgroup));
+        let asked =
+            |pid: &Pid| (pids.is_empty() || pids.contains(pid)) && (within.is_all() || is_in(*pid));
         let wanted: Vec<Pid> = known.into_iter().filter(asked).collect();
         match viewer {
             Viewer::All => wanted,
@@ -386,10 +412,10 @@ impl Daemon {
         }
     }
 
-    /// The report as of now.
-    fn report(&self, pids: &[Pid], wanted: &[Pid]) -> Reply {
-        if wanted.is_empty() && !pids.is_empty() {
-            return Reply::error("no process with that pid is traced, or it is another user's");
+    /// The report as of now; `all`: of whatever is traced.
+    fn report(&self, all: bool, wanted: &[Pid]) -> Reply {
+        if wanted.is_empty() && !all {
+            return Reply::error("no such process is traced, or it is another user's");
         }
         let mut document: Document = self.session.model().document_of(wanted);
         document.coverage.left_out = self.budget.left_out();

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use memtrace_common::histogram::{BUCKETS, upper_bound};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::{event::Pid, model::Overview, seed};
+use crate::{
+    event::Pid,
+    model::{Overview, latency_of},
+    seed::{self, container},
+};
 
 use super::{
     cgroup::{self, Controller, Growth},
-    container,
     protocol::{CgroupLine, Listing, ProcessLine},
 };
 
@@ -151,7 +153,8 @@ impl Table {
 
 impl Track {
     fn new(time_ns: u64, row: &Overview) -> Self {
-        let zeros = || (time_ns, row.fault_buckets.clone());
+        // Faults are counted from when tracing began, which is when it was first seen.
+        let zeros = || (time_ns, Vec::new());
         Self {
             container_pid: seed::container_pid(row.pid),
             points: Vec::new(),
@@ -179,27 +182,14 @@ impl Track {
             let before = before.get(index).copied().unwrap_or(0);
             count.saturating_sub(before)
         });
-        percentile(&since.collect::<Vec<_>>(), 99)
+        latency_of(&since.collect::<Vec<_>>(), 0, 0).map(|latency| latency.p99)
     }
-}
-
-/// The upper bound of the bucket that holds a percentile; `None` without a count.
-fn percentile(buckets: &[u64], percent: u64) -> Option<u64> {
-    let count: u64 = buckets.iter().sum();
-    let rank = (count * percent).div_ceil(100);
-    let mut seen = 0;
-    let index = buckets.iter().position(|in_bucket| {
-        seen += in_bucket;
-        *in_bucket > 0 && seen >= rank
-    });
-    // The last bucket is open: its lower bound is all that is known.
-    index.map(|index| upper_bound(index.min(BUCKETS - 2)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memtrace_common::histogram::bucket;
+    use memtrace_common::histogram::{BUCKETS, bucket, upper_bound};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -247,16 +237,5 @@ mod tests {
         assert_eq!(table.listing().cgroups[0].processes, 1);
         table.update(200 * SECOND, 0, &[]);
         assert!(table.tracks.is_empty());
-    }
-
-    #[test]
-    fn a_percentile_is_a_buckets_bound() {
-        let mut buckets = [0; BUCKETS];
-        assert_eq!(percentile(&buckets, 99), None);
-        buckets[bucket(1000)] = 98;
-        buckets[bucket(50_000)] = 2;
-        assert_eq!(percentile(&buckets, 99), Some(upper_bound(bucket(50_000))));
-        buckets[bucket(1000)] = 198;
-        assert_eq!(percentile(&buckets, 99), Some(upper_bound(bucket(1000))));
     }
 }

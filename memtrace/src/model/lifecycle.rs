@@ -257,9 +257,13 @@ impl Model {
 
     /// Summarises what ended a while ago, and drops what ended long ago.
     pub(super) fn settle(&mut self) {
+        self.settle_until(self.now_ns.saturating_sub(GRACE_NS));
+    }
+
+    /// Summarises what ended by then, for one who knows that everything about it has been told.
+    fn settle_until(&mut self, end_ns: u64) {
         while let Some(&(time_ns, id)) = self.ending.front() {
-            let waits = time_ns.saturating_add(GRACE_NS) > self.now_ns;
-            if waits && self.ending.len() <= GRACE_PROCESSES {
+            if time_ns > end_ns && self.ending.len() <= GRACE_PROCESSES {
                 break;
             }
             self.ending.pop_front();
@@ -274,9 +278,10 @@ impl Model {
         }
     }
 
-    /// The processes that were summarised after their end since the last call, oldest first: whoever takes them
-    /// keeps them, and the model forgets them.
-    pub fn take_exited(&mut self) -> Vec<document::Process> {
+    /// The processes that ended by `end_ns` and were not taken yet, oldest first: whoever takes them keeps them, and
+    /// the model forgets them. Of those nothing more must be told.
+    pub fn take_exited(&mut self, end_ns: u64) -> Vec<document::Process> {
+        self.settle_until(end_ns);
         let mut rows = Vec::new();
         for id in std::mem::take(&mut self.exited) {
             rows.extend(

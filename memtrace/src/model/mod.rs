@@ -223,6 +223,11 @@ impl Model {
             .collect()
     }
 
+    /// The cgroup of the process that has this pid now, or had it last.
+    pub fn cgroup(&self, pid: Pid) -> Option<&str> {
+        self.latest(pid).map(|process| &*process.cgroup)
+    }
+
     /// When the process that has this pid now, or had it last, started.
     pub fn start_of(&self, pid: Pid) -> Option<u64> {
         self.latest(pid).map(|process| process.start_ns)

@@ -54,21 +54,23 @@ impl FaultProbes {
     }
 
     /// Follows the faults of an area on these CPUs and on no others: called again as CPUs come and go. An event of a
-    /// CPU that went is dead, also when the CPU comes back.
+    /// CPU that went is dead, also when the CPU comes back. The result is how many CPUs are new.
     pub fn follow_area(
         &mut self,
         object: &Object,
         area: &Area,
         online: &[u32],
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         self.area.retain(|cpu, _| online.contains(cpu));
+        let mut came = 0;
         for &cpu in online {
             let attached = self.area.entry(cpu).or_default();
             if attached.is_empty() {
                 *attached = attach_on(object, area, cpu)?;
+                came += 1;
             }
         }
-        Ok(())
+        Ok(came)
     }
 
     /// Tells the ends of faults of every traced process from now on, whatever happened to its own events.

@@ -13,6 +13,7 @@ pub mod error;
 pub mod fault;
 pub mod flow;
 pub mod heap;
+pub mod hotplug;
 pub mod image;
 pub mod libraries;
 pub mod names;

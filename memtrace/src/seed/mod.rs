@@ -1,6 +1,8 @@
 //! What /proc says about a process, as events: where tracing begins with a process that runs, and where
 //! page faults alone cannot tell what is resident.
 
+pub mod container;
+
 use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},

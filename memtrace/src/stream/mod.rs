@@ -282,7 +282,8 @@ fn unsupported(name: &str, reason: &str) -> Event {
     }
 }
 
-fn counted(reason: &str, count: u64, loss: bool) -> Event {
+/// Something to be counted in the coverage.
+pub(crate) fn counted(reason: &str, count: u64, loss: bool) -> Event {
     let kind = EventKind::Counted {
         reason: reason.into(),
         count,

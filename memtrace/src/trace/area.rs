@@ -8,9 +8,11 @@ use crate::{
     probe::{
         Error,
         area::{self, Area},
+        hotplug::Hotplug,
     },
     report::document,
     seed,
+    stream::counted,
 };
 
 /// How long the mappings of running processes are read when tracing begins, in nanoseconds: smaps walks every page
@@ -26,7 +28,9 @@ impl Session {
     pub fn trace_area(&mut self, area: Area) -> Result<(), Error> {
         let running = area.processes();
         self.area = Some(area);
-        self.follow_cpus()?;
+        self.hotplug = Hotplug::listen();
+        let online = area::online_cpus()?;
+        self.follow_only(&online)?;
         let until_ns = seed::now_ns().saturating_add(SEED_NS);
         for pid in running {
             let start_ns = seed::now_ns();
@@ -67,16 +71,9 @@ impl Session {
         if with_mappings {
             return seed::smaps(pid);
         }
-        let kind = EventKind::Counted {
-            reason: "mappings_not_seeded".into(),
-            count: 1,
-            loss: false,
-        };
         vec![Event {
-            time_ns: 0,
             pid,
-            tid: 0,
-            kind,
+            ..counted("mappings_not_seeded", 1, false)
         }]
     }
 
@@ -106,20 +103,56 @@ impl Session {
         &self.model
     }
 
-    /// The processes that ended and are known no more.
-    pub fn take_exited(&mut self) -> Vec<document::Process> {
+    /// The processes that ended by `end_ns` and are known no more. To be called once everything of that time is drained.
+    pub fn take_exited(&mut self, end_ns: u64) -> Vec<document::Process> {
         self.model.advance(seed::now_ns());
-        self.model.take_exited()
+        self.model.take_exited(end_ns)
+    }
+
+    /// Puts events on every CPU that came, as soon as that is announced.
+    pub fn watch_cpus(&mut self) {
+        let changed = self.hotplug.as_ref().map(Hotplug::changed);
+        match changed {
+            None => {}
+            Some(Some(cpus)) if cpus.is_empty() => {}
+            Some(cpus) => {
+                // The events of one that went are dead, also where it is back by now.
+                let stayed = area::online_cpus().map(|mut online| {
+                    online.retain(|cpu| cpus.as_ref().is_some_and(|gone| !gone.contains(cpu)));
+                    online
+                });
+                let left = stayed.and_then(|stayed| self.follow_only(&stayed));
+                self.note_failure(left.map(drop));
+                self.follow_cpus();
+            }
+        }
     }
 
     /// Puts events on every CPU that is online and takes those of others away.
-    pub(super) fn follow_cpus(&mut self) -> Result<(), Error> {
+    pub(super) fn follow_cpus(&mut self) {
+        let online = area::online_cpus();
+        let came = online.and_then(|online| self.follow_only(&online));
+        if let Ok(came @ 1..) = came {
+            // Its faults and mappings from then until now were not told.
+            self.consume(counted("cpu_came_online", came, true));
+        }
+        self.note_failure(came.map(drop));
+    }
+
+    fn note_failure(&mut self, result: Result<(), Error>) {
+        if let Err(error) = result {
+            self.heap.failures.push(error.to_string());
+        }
+    }
+
+    /// The result is how many CPUs are new.
+    fn follow_only(&mut self, cpus: &[u32]) -> Result<u64, Error> {
         let Some(area) = &self.area else {
-            return Ok(());
+            return Ok(0);
         };
-        let online = area::online_cpus()?;
-        self.faults.follow_area(&self.object, area, &online)?;
-        self.stream.follow_area(&mut self.sideband, area, &online)
+        let came = self.faults.follow_area(&self.object, area, cpus)?;
+        self.stream.follow_area(&mut self.sideband, area, cpus)?;
+        Ok(came)
     }
 
     /// Reads the sums of the processes whose memory may have changed; the result is those that are not there.

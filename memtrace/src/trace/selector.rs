@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{event::Pid, seed};
+use crate::{
+    event::Pid,
+    seed::{self, container},
+};
 
 /// Bytes of a command's name that the kernel keeps: TASK_COMM_LEN without its NUL, include/linux/sched.h.
 const COMM_BYTES: usize = 15;
@@ -23,6 +26,8 @@ pub enum Selector {
     User(String),
     /// By a cgroup, as /proc/PID/cgroup has it, and those below it.
     Cgroup(String),
+    /// By container, pod or unit, as `ps` shows it, or by the first digits of the container's id.
+    Container(String),
 }
 
 impl fmt::Display for Selector {
@@ -33,6 +38,7 @@ impl fmt::Display for Selector {
             Self::Exe(path) => write!(f, "--exe {path}"),
             Self::User(name) => write!(f, "--user {name}"),
             Self::Cgroup(path) => write!(f, "--cgroup {path}"),
+            Self::Container(name) => write!(f, "--container {name}"),
         }
     }
 }
@@ -60,18 +66,19 @@ impl Selector {
             Self::Exe(path) => process.exe == *path,
             Self::User(_) => uid == Some(process.uid),
             Self::Cgroup(path) => {
-                let path = path.trim_end_matches('/');
-                process.cgroups.iter().any(|own| {
-                    let below = own.strip_prefix(path);
-                    below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                })
+                let mut own = process.cgroups.iter();
+                own.any(|own| container::is_below(own, path))
+            }
+            Self::Container(name) => {
+                let mut own = process.cgroups.iter();
+                own.any(|own| container::is_in(own, name))
             }
         }
     }
 
     /// Whether what a chosen process executes is chosen too.
     pub(super) fn outlives_exec(&self) -> bool {
-        matches!(self, Self::User(_) | Self::Cgroup(_))
+        matches!(self, Self::User(_) | Self::Cgroup(_) | Self::Container(_))
     }
 }
 
@@ -101,6 +108,8 @@ mod tests {
             (Selector::Cgroup(text("/system.slice/a.service/")), true),
             (Selector::Cgroup(text("/system.slice/a")), false),
             (Selector::Cgroup(text("/")), true),
+            (Selector::Container(text("a.service")), true),
+            (Selector::Container(text("b.service")), false),
         ];
         for (selector, expected) in cases {
             assert_eq!(selector.matches(Some(33), &process), expected, "{selector}");

@@ -25,6 +25,7 @@ use crate::{
         area::Area,
         fault::FaultProbes,
         heap::HeapProbes,
+        hotplug::Hotplug,
         object::{LoadOptions, Logger, Object},
         points::{self, Status},
         sideband::Sideband,
@@ -54,6 +55,7 @@ pub struct Session {
     pub(super) options: Options,
     pub(super) stream: Stream,
     pub(super) area: Option<Area>,
+    pub(super) hotplug: Option<Hotplug>,
     pub(super) census: Census,
     pub(super) model: Model,
     recording: Option<Writer>,
@@ -120,6 +122,7 @@ impl Session {
             options,
             stream,
             area: None,
+            hotplug: None,
             census: Census::default(),
             model,
             recording,
@@ -184,9 +187,7 @@ impl Session {
     /// A process whose end was not told (its record was lost, or it ended while it was attached to) is found out
     /// here, the second time it is missed: its end may be in the buffer still.
     pub fn tick(&mut self) {
-        if let Err(error) = self.follow_cpus() {
-            self.heap.failures.push(error.to_string());
-        }
+        self.follow_cpus();
         let gone: HashSet<Pid> = if self.area.is_some() {
             self.deliver_held();
             self.choose_young();

@@ -2,8 +2,10 @@
 //!
 //! A [`row`](rows) is a workload under several [tools](tool). The tools take turns, round by round, so that what
 //! disturbs the machine disturbs all of them ([`measure`]). Ratios are taken within a round; what is printed is
-//! their median with a 95 % bound ([`statistics`]). All rows take a quarter of an hour at most.
+//! their median with a 95 % bound ([`statistics`]). What the daemon costs at rest is a row of its own ([`idle`]). All
+//! rows take a quarter of an hour at most.
 
+mod idle;
 mod measure;
 mod redis;
 mod rows;
@@ -48,8 +50,10 @@ impl Bench {
             .iter()
             .filter(|row| self.is_chosen(row.name))
             .collect();
-        if chosen.is_empty() {
-            let names: Vec<_> = rows::ROWS.iter().map(|row| row.name).collect();
+        let idle = self.is_chosen(idle::NAME);
+        if chosen.is_empty() && !idle {
+            let names = rows::ROWS.iter().map(|row| row.name);
+            let names: Vec<_> = names.chain([idle::NAME]).collect();
             bail!("no such row; there are: {}", names.join(", "));
         }
         println!("{}\n", table::machine());
@@ -65,6 +69,12 @@ impl Bench {
             println!("{}", table::text(row, &cells, &measured));
             results.push(table::json(row, &cells, &measured));
             measured.push(table::Measured { row, cells });
+        }
+        if idle {
+            say("idle: two spans of 30 s");
+            let costs = idle::measure(&workspace.memtrace())?;
+            println!("{}", idle::text(&costs));
+            results.push(idle::json(&costs));
         }
         println!("{}", table::claims(&measured));
         if let Some(path) = &self.json {

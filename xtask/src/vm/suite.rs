@@ -23,6 +23,7 @@ const USUAL: &[&str] = &[
     "allocators::musl_dynamic",
     "attach::killing_memtrace_leaves_the_target_running_and_the_next_one_cleans_up",
     "attach::mappings_and_residency_from_before_are_in_the_report",
+    "daemon_containers::each_container_is_named_and_found",
     "faults::a_file_whose_pages_were_dropped_gives_major_faults",
     "faults::faults_taken_in_kernel_mode_are_counted_as_such",
     "faults::the_faults_of_a_program_that_gains_privileges_have_latencies",

@@ -10,6 +10,7 @@ use crate::{
     daemon::{
         client::ClientError,
         protocol::{Listing, Reply, Request},
+        within::Within,
     },
     report::document::Document,
 };
@@ -41,9 +42,9 @@ pub struct Asker {
 
 impl Asker {
     /// Asks a first time at once: whether there is a daemon is known when this returns.
-    pub fn begin(socket: Socket) -> Result<Self, ClientError> {
+    pub fn begin(socket: Socket, within: Within) -> Result<Self, ClientError> {
         let (sender, answers) = channel();
-        let _ = sender.send(answer(&socket, Wanted::Listing)?);
+        let _ = sender.send(answer(&socket, &within, Wanted::Listing)?);
         let (questions, asked) = channel();
         thread::spawn(move || {
             while let Ok(mut wanted) = asked.recv() {
@@ -51,7 +52,7 @@ impl Asker {
                 while let Ok(later) = asked.try_recv() {
                     wanted = later;
                 }
-                let told = answer(&socket, wanted);
+                let told = answer(&socket, &within, wanted);
                 let told = told.unwrap_or_else(|error| Answer::None(error.to_string()));
                 if sender.send(told).is_err() {
                     return;
@@ -73,10 +74,13 @@ impl Asker {
     }
 }
 
-fn answer(socket: &Socket, wanted: Wanted) -> Result<Answer, ClientError> {
+fn answer(socket: &Socket, within: &Within, wanted: Wanted) -> Result<Answer, ClientError> {
     Ok(match wanted {
         Wanted::Listing => match socket.ask(Request::Ps {})? {
-            Reply::Ps(listing) => Answer::Listing(listing),
+            Reply::Ps(mut listing) => {
+                within.narrow(&mut listing);
+                Answer::Listing(listing)
+            }
             _ => return Err(super::super::socket::strange()),
         },
         Wanted::Process(pid) => {
@@ -84,6 +88,7 @@ fn answer(socket: &Socket, wanted: Wanted) -> Result<Answer, ClientError> {
                 pids: vec![pid],
                 since: None,
                 until: None,
+                within: Within::default(),
             };
             Answer::Process(pid, Box::new(socket.report(request)?))
         }

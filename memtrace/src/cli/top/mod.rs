@@ -18,6 +18,7 @@ use ratatui::{
 
 use self::{ask::Asker, screen::Screen};
 use super::{ps::Sort, socket::Socket, status};
+use crate::daemon::within::Within;
 
 /// How often the daemon is asked; it reads everything once a second.
 const EVERY: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ pub struct Top {
     #[arg(long, value_enum, default_value = "committed")]
     sort: Sort,
     #[command(flatten)]
+    within: Within,
+    #[command(flatten)]
     socket: Socket,
 }
 
@@ -41,7 +44,7 @@ impl Top {
             bail!("memtrace top needs a terminal: memtrace ps prints the same once");
         }
         // A daemon that is not there is told before the screen is taken.
-        let asker = Asker::begin(self.socket)?;
+        let asker = Asker::begin(self.socket, self.within)?;
         let mut terminal = ratatui::try_init().context("cannot set the terminal up")?;
         let shown = show(&mut terminal, Screen::new(self.sort), &asker);
         ratatui::try_restore().context("cannot give the terminal back")?;

@@ -270,6 +270,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         action: "Nothing to do, unless ring_full counts appear with it.",
     },
     Entry {
+        word: "cpu_came_online",
+        aliases: &["hotplug"],
+        meaning: "A CPU came online while an area was traced: until it was noticed, faults on it had no end and mappings were not told.",
+        action: "Nothing to do: it takes a tenth of a second at most.",
+    },
+    Entry {
         word: "slot_collision",
         aliases: &["slot"],
         meaning: "Two threads shared the slot of a call in flight: one call was dropped.",

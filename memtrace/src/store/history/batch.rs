@@ -12,8 +12,10 @@ pub struct Batch {
     pub time_ms: i64,
     /// The processes that run.
     pub rows: Vec<Row>,
-    /// Those that ended since the batch before.
+    /// Those that ended since the batch before, but for those of its last [`Batch::behind_ms`].
     pub ended: Vec<Ended>,
+    /// How far behind its time the ends are told, in milliseconds.
+    pub behind_ms: i64,
     /// Events lost since the batch before.
     pub lost: u64,
     /// What is left out for the budget's sake.
@@ -90,6 +92,7 @@ impl Batch {
     /// Adds what a later batch tells: one that could not be written is not lost but for its resolution.
     pub fn absorb(&mut self, mut later: Batch) {
         self.time_ms = later.time_ms;
+        self.behind_ms = later.behind_ms;
         // An identity is told once, so it moves to the row that stays.
         let mut identities: std::collections::HashMap<Key, Identity> = self
             .rows

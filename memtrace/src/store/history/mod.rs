@@ -6,6 +6,7 @@
 
 mod batch;
 mod buckets;
+mod clock;
 mod error;
 mod known;
 mod open;

@@ -49,7 +49,7 @@ impl Reader {
 
     /// A moment as typed: a mark (the last one of that name), an age (`2h`) or a time (`@1700000000`, in seconds).
     pub fn moment(&self, text: &str, now_ms: i64) -> Result<i64, HistoryError> {
-        let sql = "SELECT time_ms FROM mark WHERE name = ?1 ORDER BY time_ms DESC LIMIT 1";
+        let sql = "SELECT time_ms FROM mark WHERE name = ?1 ORDER BY rowid DESC LIMIT 1";
         let mark = self
             .connection
             .query_row(sql, [text], |row| row.get(0))

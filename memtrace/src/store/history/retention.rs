@@ -16,13 +16,21 @@ pub struct Retention {
 /// Part of the database that stays free, so that a batch finds room between two looks.
 const SPARE: u64 = 10;
 
-/// Drops what is too old, and more where the bound is near.
-pub fn prune(connection: &Connection, retention: &Retention, now_ms: i64) -> rusqlite::Result<()> {
+/// Drops what is too old.
+pub fn drop_old(
+    connection: &Connection,
+    retention: &Retention,
+    now_ms: i64,
+) -> rusqlite::Result<()> {
     for (tier, keep_ms) in TIERS.iter().zip(retention.keep_ms) {
         drop_before(connection, tier.table, now_ms.saturating_sub(keep_ms))?;
     }
     let oldest_ms = now_ms.saturating_sub(retention.keep_ms[TIERS.len() - 1]);
-    drop_rest(connection, oldest_ms)?;
+    drop_rest(connection, oldest_ms)
+}
+
+/// Drops the oldest where the bound is near.
+pub fn keep_bound(connection: &Connection, retention: &Retention) -> rusqlite::Result<()> {
     while used(connection)? > retention.bytes / SPARE * (SPARE - 1) {
         if !make_room(connection, retention)? {
             break;

@@ -457,3 +457,64 @@ fn what_was_left_out_is_told_for_as_long_as_it_lasted() {
     assert_eq!(told(10, 20), []);
     assert_eq!(told(1, 2), []);
 }
+
+#[test]
+fn a_clock_set_forward_ages_nothing_for_an_hour() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("h");
+    const YEAR: u64 = 365 * 86_400;
+    let first = "SELECT count(*) FROM sample_1s WHERE time_ms = 1700000001000";
+    let mut writer = writer(&path);
+    let mut at = |second| {
+        let row = named(row(10, second), "grows");
+        writer.write(&batch(second, vec![row])).unwrap();
+        count(&path, first)
+    };
+    assert_eq!((1..=60).map(&mut at).last(), Some(1));
+    let kept = (YEAR..YEAR + 3600).step_by(4).map(&mut at).last();
+    assert_eq!(kept, Some(1), "it may be set right again");
+    let gone = (YEAR + 3600..YEAR + 3720).step_by(4).map(&mut at).last();
+    assert_eq!(gone, Some(0), "it was not");
+    drop(writer);
+    // The same at a start: nobody knows what the clock did meanwhile.
+    let mut writer = Writer::open(&path, KEEP, START + 3 * YEAR as i64 * 1000).unwrap();
+    let before = count(&path, "SELECT count(*) FROM sample_1s");
+    writer.write(&batch(3 * YEAR, vec![])).unwrap();
+    assert_eq!(count(&path, "SELECT count(*) FROM sample_1s"), before);
+}
+
+#[test]
+fn a_clock_set_back_leaves_the_last_state_the_last() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("h");
+    let mut writer = writer(&path);
+    for second in 100..=200 {
+        writer
+            .write(&batch(second, vec![named(row(10, second), "falls")]))
+            .unwrap();
+    }
+    let mut last = batch(150, vec![row(10, 3)]);
+    last.ended.push(ended(11, 180));
+    writer.write(&last).unwrap();
+    writer.write(&batch(201, vec![row(10, 3)])).unwrap();
+    let span = |since: i64, until: i64| Span {
+        since_ms: START + since * 1000,
+        until_ms: START + until * 1000,
+    };
+    let reader = Reader::open(&path).unwrap();
+    for (since, until) in [(100, 150), (100, 201), (190, 210)] {
+        let document = reader.report(span(since, until), &[10]).unwrap();
+        let [process] = &document.processes[..] else {
+            panic!("one process runs");
+        };
+        assert_eq!(
+            process.address_space.committed_bytes,
+            row(10, 3).committed,
+            "{since} to {until}"
+        );
+        // Set back, and silent until it said the same again.
+        assert_eq!(document.coverage.lost_by_reason["history_gap"], 2);
+    }
+    let ended = "SELECT count(*) FROM process WHERE pid = 11 AND end_ms = 1700000179500";
+    assert_eq!(count(&path, ended), 1);
+}

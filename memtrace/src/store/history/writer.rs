@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use super::{
     batch::{Batch, Ended, Identity, Key, Row},
     buckets,
+    clock::{self, Age},
     error::HistoryError,
     known::{Known, Point},
     open,
@@ -30,6 +31,7 @@ pub struct Writer {
     retention: Retention,
     known: HashMap<Key, Known>,
     pruned_ms: i64,
+    age: Age,
     /// The last batch that was written.
     written_ms: Option<i64>,
 }
@@ -45,6 +47,7 @@ impl Writer {
             retention,
             known: HashMap::new(),
             pruned_ms: 0,
+            age: Age::default(),
             written_ms: None,
         };
         if let Some(aside) = opened.aside {
@@ -124,6 +127,9 @@ impl Writer {
     fn begin(&mut self, now_ms: i64) -> rusqlite::Result<()> {
         let last_ms = state(&self.connection, "written_ms")?;
         let stopped = state(&self.connection, "stopped")? == Some(1);
+        if let Some(last_ms) = last_ms {
+            self.age.moved(last_ms, now_ms);
+        }
         let transaction = self.connection.transaction()?;
         if let Some(last_ms) = last_ms {
             let detail = if stopped {
@@ -131,11 +137,8 @@ impl Writer {
             } else {
                 "the daemon ended without a word"
             };
-            let gap = Note {
-                end_ms: Some(now_ms),
-                ..Note::at(last_ms, "gap", detail)
-            };
-            insert_event(&transaction, &gap)?;
+            let complete_ms = state(&transaction, "complete_ms")?.unwrap_or(last_ms);
+            insert_event(&transaction, &Note::gap(complete_ms, now_ms, detail))?;
             // Whether they still run is found anew; of these rows no more is known.
             let sql = "UPDATE process SET end_ms = ?1 WHERE end_ms IS NULL";
             transaction.execute(sql, [last_ms])?;
@@ -172,19 +175,18 @@ impl Writer {
     fn write_once(&mut self, batch: &Batch) -> rusqlite::Result<()> {
         let time_ms = batch.time_ms;
         let transaction = self.connection.transaction()?;
-        if let Some(before) = self.written_ms
-            && (before + GAP_MS < time_ms || time_ms < before)
-        {
-            let detail = if time_ms < before {
-                "the clock was set back"
-            } else {
-                "nothing could be written, or the clock was set"
-            };
-            let gap = Note {
-                end_ms: Some(time_ms),
-                ..Note::at(before, "gap", detail)
-            };
-            insert_event(&transaction, &gap)?;
+        if let Some(before) = self.written_ms {
+            self.age.moved(before, time_ms);
+            if time_ms < before {
+                clock::set_back(&transaction, time_ms)?;
+                insert_event(
+                    &transaction,
+                    &Note::gap(before, time_ms, "the clock was set back"),
+                )?;
+            } else if before + GAP_MS < time_ms {
+                let detail = "nothing could be written, or the clock was set";
+                insert_event(&transaction, &Note::gap(before, time_ms, detail))?;
+            }
         }
         for (kind, count, detail) in [
             ("lost", batch.lost, "events were lost"),
@@ -224,6 +226,7 @@ impl Writer {
             written.push((row, time_ms, done));
         }
         set_state(&transaction, "written_ms", time_ms)?;
+        set_state(&transaction, "complete_ms", time_ms - batch.behind_ms)?;
         transaction.commit()?;
         // Only now: what is rolled back stays due.
         for (row, time_ms, done) in written {
@@ -238,7 +241,10 @@ impl Writer {
         self.written_ms = Some(time_ms);
         if (time_ms - self.pruned_ms).abs() >= PRUNE_MS {
             self.pruned_ms = time_ms;
-            retention::prune(&self.connection, &self.retention, time_ms)?;
+            if self.age.counts(time_ms) {
+                retention::drop_old(&self.connection, &self.retention, time_ms)?;
+            }
+            retention::keep_bound(&self.connection, &self.retention)?;
         }
         Ok(())
     }
@@ -270,6 +276,14 @@ impl<'a> Note<'a> {
             kind,
             count: None,
             detail,
+        }
+    }
+
+    /// Between two moments, which a clock that was set back tells in the other order.
+    fn gap(from_ms: i64, to_ms: i64, detail: &'a str) -> Self {
+        Self {
+            end_ms: Some(from_ms.max(to_ms)),
+            ..Self::at(from_ms.min(to_ms), "gap", detail)
         }
     }
 }

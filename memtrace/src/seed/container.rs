@@ -3,29 +3,71 @@
 /// A 64-digit id is told by as many digits as its tools print.
 const SHORT_ID: usize = 12;
 
+/// The digits of an id that tell it from others at least: what runtimes accept in its place.
+const SHORTEST_ID: usize = 4;
+
 /// What the path of a cgroup says of the container or unit in it: `docker:4f2a…`, `pod:UID/4f2a…`, `nginx.service`.
 /// `None` where it names neither.
 pub fn name(path: &str) -> Option<String> {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let pod = parts.iter().rev().find_map(|part| pod(part));
-    let container = parts
-        .iter()
-        .rev()
-        .zip(parts.iter().rev().skip(1).map(Some).chain([None]));
-    for (part, parent) in container {
-        if let Some((runtime, id)) = container_of(part, parent.copied()) {
-            let id = &id[..SHORT_ID];
-            return Some(match pod {
-                Some(pod) => format!("pod:{pod}/{id}"),
-                None => format!("{runtime}:{id}"),
-            });
+    let found = find(path);
+    match (found.container, found.pod) {
+        (Some((_, id)), Some(pod)) => Some(format!("pod:{pod}/{}", &id[..SHORT_ID])),
+        (Some((runtime, id)), None) => Some(format!("{runtime}:{}", &id[..SHORT_ID])),
+        (None, Some(pod)) => Some(format!("pod:{pod}")),
+        (None, None) => found.unit.map(str::to_owned),
+    }
+}
+
+/// Whether the path of a cgroup is of this container, pod or unit: named as [`name`] does, or by the id of the
+/// container, by its first digits, or by the uid of the pod.
+pub fn is_in(path: &str, wanted: &str) -> bool {
+    let Found {
+        container,
+        pod,
+        unit,
+    } = find(path);
+    let bare = wanted
+        .strip_prefix("pod:")
+        .unwrap_or(wanted)
+        .to_ascii_lowercase();
+    let id_fits = |id: &str, digits: &str| digits.len() >= SHORTEST_ID && id.starts_with(digits);
+    if let Some((runtime, id)) = container {
+        let digits = match bare.split_once(['/', ':']) {
+            Some((before, digits)) if before == runtime || pod.as_deref() == Some(before) => digits,
+            Some(_) => return false,
+            None => bare.as_str(),
+        };
+        if id_fits(id, digits) {
+            return true;
         }
     }
-    if let Some(pod) = pod {
-        return Some(format!("pod:{pod}"));
+    pod.is_some_and(|pod| pod == bare) || unit.is_some_and(|unit| unit == wanted)
+}
+
+/// Whether `own` is the cgroup `path` or below it.
+pub fn is_below(own: &str, path: &str) -> bool {
+    let below = own.strip_prefix(path.trim_end_matches('/'));
+    below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What a path names.
+struct Found<'a> {
+    /// Runtime and id.
+    container: Option<(&'static str, &'a str)>,
+    pod: Option<String>,
+    unit: Option<&'a str>,
+}
+
+fn find(path: &str) -> Found<'_> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let parents = parts.iter().rev().skip(1).map(Some).chain([None]);
+    let mut with_parents = parts.iter().rev().zip(parents);
+    let is_unit = |part: &&&str| part.ends_with(".service") || part.ends_with(".scope");
+    Found {
+        container: with_parents.find_map(|(part, parent)| container_of(part, parent.copied())),
+        pod: parts.iter().rev().find_map(|part| pod(part)),
+        unit: parts.iter().rev().find(is_unit).copied(),
     }
-    let unit = |part: &&&str| part.ends_with(".service") || part.ends_with(".scope");
-    parts.iter().rev().find(unit).map(|part| (*part).to_owned())
 }
 
 /// Runtime and id. systemd's driver: `docker-ID.scope`, `cri-containerd-ID.scope`, `crio-ID.scope`, `libpod-ID.scope`;
@@ -128,6 +170,36 @@ mod tests {
         ];
         for (path, expected) in cases {
             assert_eq!(name(&path), expected, "{path}");
+            // Whatever is shown may be typed.
+            if let Some(shown) = expected {
+                assert!(is_in(&path, &shown), "{path}: {shown}");
+            }
         }
+    }
+
+    #[test]
+    fn containers_are_found_by_what_people_know_of_them() {
+        let pod = format!("/kubepods/besteffort/pod{UID}/{ID}");
+        let short = format!("pod:{UID}/4f2a");
+        for wanted in [UID, ID, "4f2a", "4F2A9C", &format!("pod:{UID}"), &short] {
+            assert!(is_in(&pod, wanted), "{wanted}");
+        }
+        let docker = format!("/system.slice/docker-{ID}.scope");
+        for wanted in ["docker:4f2a9c", ID, "4f2a9c3b1d5e"] {
+            assert!(is_in(&docker, wanted), "{wanted}");
+        }
+        let wrong = [
+            "4f2",
+            "podman:4f2a9c3b1d5e",
+            UID,
+            "docker:",
+            "5f2a",
+            "docker:4f2a9c3b1d5e0",
+        ];
+        for wanted in wrong {
+            assert!(!is_in(&docker, wanted), "{wanted}");
+        }
+        assert!(is_in("/system.slice/nginx.service/worker", "nginx.service"));
+        assert!(!is_in("/system.slice/nginx.service", "nginx"));
     }
 }
