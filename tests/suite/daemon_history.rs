@@ -4,10 +4,10 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use memtrace_tests::Scratch;
 use memtrace_tests::daemon::{Cgroup, Daemon};
 use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::workload;
+use memtrace_tests::{Scratch, memtrace};
 
 #[test]
 fn a_mark_bounds_a_report() {
@@ -111,6 +111,41 @@ fn who_ended_just_before_the_daemon_is_in_the_history() {
     daemon.restart();
     let ended = daemon.ended(1, |one| one.comm.starts_with("faults"));
     assert_eq!(ended[0].exit.and_then(|exit| exit.code), Some(0));
+}
+
+#[test]
+fn tables_are_exported_while_the_daemon_writes() {
+    let daemon = Daemon::start();
+    let mut steps = Steps::of(daemon.cgroup.holds(&mut Command::new(workload("steps.c"))));
+    daemon.line(steps.pid(), |_| true);
+    let export = |table: &str, output: &std::path::Path| {
+        let mut command = memtrace(&["export", table, "--history"]);
+        command.arg(daemon.history()).arg("-o").arg(output);
+        memtrace_tests::child::run(&mut command)
+    };
+    for table in [
+        "processes",
+        "points-1s",
+        "points-10s",
+        "points-5min",
+        "events",
+        "marks",
+    ] {
+        let output = daemon.scratch.path(table);
+        export(table, &output).exited(0);
+        let bytes = fs::read(output).expect("a file");
+        // Where a Parquet file begins and ends.
+        assert!(
+            bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"),
+            "{table}"
+        );
+    }
+    export("nothing", &daemon.scratch.path("x")).exited(2);
+    let nowhere = export("events", &daemon.scratch.path("no/such/place"));
+    nowhere.exited(1);
+    assert!(nowhere.one_line().contains("cannot write"), "{nowhere:?}");
+    steps.round();
+    steps.end(0);
 }
 
 #[test]

@@ -9,8 +9,9 @@ use memtrace_tests::Running;
 use memtrace_tests::child::{deadline, run};
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::expect::within;
+use memtrace_tests::pprof;
 use memtrace_tests::scratch::{Scratch, workspace};
-use memtrace_tests::steps::{LIVE_BYTES, Steps};
+use memtrace_tests::steps::{ALLOCATIONS, LIVE_BYTES, REALLOCATIONS, Steps};
 use memtrace_tests::workload::{tool, workload};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -184,4 +185,43 @@ fn prometheus_shows_what_the_report_says() {
     python.finish().exited(0);
     steps.end(0);
     prometheus.process.signal(Signal::SIGTERM);
+}
+
+#[test]
+fn go_fetches_the_heap_of_a_chosen_process() {
+    let lines = "[metrics]\nenabled = true\nlisten = '127.0.0.1:0'\nprofiles = true\n";
+    let mut daemon = Daemon::with(lines);
+    let address = daemon.process().stderr_word("metrics at http://");
+    let address = address.strip_suffix("/metrics").expect("an address");
+    let url = |query: &str| format!("http://{address}/debug/pprof/heap{query}");
+    assert!(get(address, "/debug/pprof/heap").starts_with("HTTP/1.1 404 "));
+    let mut command = Command::new(workload("steps.c"));
+    let mut steps = Steps::of(daemon.cgroup.holds(&mut command));
+    let mut other = Steps::of(daemon.cgroup.holds(&mut Command::new(workload("steps.c"))));
+    daemon.line(steps.pid(), |_| true);
+    let pid = steps.pid().to_string();
+    daemon.ask(&["heap", "on", "-p", &pid]).exited(0);
+    for rounds in 1..=2 {
+        steps.round();
+        other.round();
+        daemon.line(steps.pid(), |line| {
+            line.heap_live_bytes == Some(rounds * LIVE_BYTES)
+        });
+        // All whose heap is probed are this one.
+        for query in ["", &format!("?pid={pid}")] {
+            let (totals, raw) = pprof::totals(url(query));
+            let expected = (rounds * LIVE_BYTES) as i64;
+            assert_eq!(totals["inuse_space"], expected, "{raw}");
+            // A realloc hands a block out, too.
+            let calls = (rounds * (ALLOCATIONS + REALLOCATIONS)) as i64;
+            assert_eq!(totals["alloc_objects"], calls, "{raw}");
+            assert!(raw.contains("one_round"), "{raw}");
+        }
+    }
+    let refused = get(address, "/debug/pprof/heap?pid=x");
+    assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
+    let gone = get(address, "/debug/pprof/heap?pid=4194304");
+    assert!(gone.starts_with("HTTP/1.1 404 "), "{gone}");
+    steps.end(0);
+    other.end(0);
 }

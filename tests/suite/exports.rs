@@ -1,13 +1,14 @@
 //! Stacks for other programs: their sums are the workload's own counts, and other programs open them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use memtrace::report::document::{FaultSite, Frame};
 use memtrace_tests::binary::memtrace;
 use memtrace_tests::child::run;
 use memtrace_tests::expect::{number, within};
+use memtrace_tests::pprof;
 use memtrace_tests::workload::{tool, workload};
 use memtrace_tests::{Finished, Scratch, Traced, trace, trace_with};
 
@@ -214,37 +215,6 @@ fn live_and_replayed_stacks_are_the_same() {
     }
 }
 
-/// Totals by sample type, and the text, as Go's own reader tells them.
-fn pprof_totals(profile: &Path) -> (BTreeMap<String, i64>, String) {
-    let raw = run(Command::new(tool("go", "golang-go"))
-        .args(["tool", "pprof", "-raw"])
-        .arg(profile))
-    .output();
-    let samples = raw.split_once("Samples:\n").expect("samples").1;
-    let (types, rest) = samples.split_once('\n').expect("sample types");
-    let types: Vec<&str> = types
-        .split_whitespace()
-        .map(|one| one.split(['/', '[']).next().unwrap())
-        .collect();
-    let mut totals: BTreeMap<String, i64> = BTreeMap::new();
-    for line in rest.split_once("Locations\n").unwrap().0.lines() {
-        // Labels stand on lines of their own.
-        let Some((values, _)) = line.split_once(": ") else {
-            continue;
-        };
-        let values: Vec<i64> = values
-            .split_whitespace()
-            .map_while(|value| value.parse().ok())
-            .collect();
-        if values.len() == types.len() {
-            for (name, value) in types.iter().zip(values) {
-                *totals.entry((*name).to_owned()).or_default() += value;
-            }
-        }
-    }
-    (totals, raw)
-}
-
 #[test]
 fn go_reads_the_profile_and_prints_the_same_totals() {
     let recorded = Recorded::new();
@@ -252,7 +222,7 @@ fn go_reads_the_profile_and_prints_the_same_totals() {
         let profile = recorded
             .scratch
             .write(kind, recorded.export(kind, "pprof").stdout);
-        let (totals, raw) = pprof_totals(&profile);
+        let (totals, raw) = pprof::totals(&profile);
         let said = |key| recorded.said(key) as i64;
         assert_eq!(totals["alloc_space"], said("allocated"), "{raw}");
         assert_eq!(totals["alloc_objects"], said("calls"), "{raw}");
@@ -266,7 +236,7 @@ fn go_reads_the_profile_and_prints_the_same_totals() {
     let profile = recorded
         .scratch
         .write("faults", recorded.export("faults", "pprof").stdout);
-    let (totals, raw) = pprof_totals(&profile);
+    let (totals, raw) = pprof::totals(&profile);
     let measured = &recorded.traced.first().faults;
     let all = (measured.minor + measured.major) as i64;
     assert_eq!(totals["faults"], all, "{raw}");

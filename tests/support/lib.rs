@@ -17,6 +17,7 @@ pub mod expect;
 pub mod gdb;
 pub mod heaptrack_sites;
 pub mod oracle;
+pub mod pprof;
 pub mod scratch;
 pub mod stacks;
 pub mod steps;

@@ -5,6 +5,7 @@ mod daemon;
 mod diff;
 mod doctor;
 mod explain;
+mod export;
 mod heap;
 mod leaks;
 mod mark;
@@ -55,6 +56,8 @@ enum Command {
     Report(report::Report),
     /// Compare two recordings.
     Diff(diff::Diff),
+    /// A recording, or a table of the daemon's history, as a Parquet file.
+    Export(export::Export),
     /// Explain a word of a report and what to do about it.
     Explain(explain::Explain),
     /// Say what this machine can and cannot do, and how to change it.
@@ -105,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Mark(mark) => mark.execute(),
         Command::Report(report) => report.execute(),
         Command::Diff(diff) => diff.execute(),
+        Command::Export(export) => export.execute(),
         Command::Explain(explain) => explain.execute(),
         Command::Doctor(doctor) => doctor.execute(),
     };

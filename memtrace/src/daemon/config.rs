@@ -72,6 +72,8 @@ pub struct Metrics {
     pub listen: SocketAddr,
     /// Processes, and cgroups, with series of their own: those that hold most. The others are one together.
     pub top: usize,
+    /// Whether profiles of probed heaps are served there too: names of functions, and what they hold.
+    pub profiles: bool,
 }
 
 /// The socket that questions come to.
@@ -138,6 +140,7 @@ impl Default for Metrics {
             enabled: false,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9753)),
             top: 20,
+            profiles: false,
         }
     }
 }
@@ -247,6 +250,9 @@ impl Config {
         }
         if !(0.0..=100.0).contains(&self.budget.cpu_percent) {
             return Some(("cpu_percent", "is 0 to 100"));
+        }
+        if self.metrics.profiles && !self.metrics.enabled {
+            return Some(("profiles", "are served where metrics are: enabled = true"));
         }
         if self.socket.clients == 0 {
             return Some(("clients", "is 1 at least"));

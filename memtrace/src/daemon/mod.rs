@@ -26,6 +26,7 @@ mod naming;
 mod past;
 mod places;
 mod privileges;
+mod profiles;
 pub mod protocol;
 mod redact;
 mod scrape;

@@ -1,4 +1,5 @@
-//! The HTTP endpoint that Prometheus scrapes: `GET /metrics`, and nothing else.
+//! The HTTP endpoint that is scraped: `GET /metrics` by Prometheus, `GET /debug/pprof/heap` by profilers where the
+//! configuration says so, and nothing else.
 
 use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::Duration};
 
@@ -22,6 +23,7 @@ use super::{
     DaemonError,
     exposition::{self, MEDIA_TYPE},
     metrics::Metrics,
+    profiles::Profiles,
 };
 
 /// Connections at a time; a server that scrapes has one.
@@ -32,7 +34,13 @@ const STAY: Duration = Duration::from_secs(300);
 /// The listening endpoint.
 pub struct Endpoint {
     listener: TcpListener,
+    told: Rc<Told>,
+}
+
+/// What is told.
+struct Told {
     metrics: Rc<RefCell<Metrics>>,
+    profiles: Option<Profiles>,
 }
 
 impl Endpoint {
@@ -40,12 +48,14 @@ impl Endpoint {
     pub async fn open(
         address: SocketAddr,
         metrics: Rc<RefCell<Metrics>>,
+        profiles: Option<Profiles>,
     ) -> Result<Self, DaemonError> {
         let failed = |source| DaemonError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         log::info!("metrics at http://{bound}/metrics");
-        Ok(Self { listener, metrics })
+        let told = Rc::new(Told { metrics, profiles });
+        Ok(Self { listener, told })
     }
 
     /// Answers until the daemon ends. Beyond the limit a connection is closed at once.
@@ -60,20 +70,20 @@ impl Endpoint {
                     continue;
                 }
             };
-            let (connections, metrics) = (Rc::clone(&connections), Rc::clone(&self.metrics));
+            let (connections, told) = (Rc::clone(&connections), Rc::clone(&self.told));
             task::spawn_local(async move {
                 if let Ok(_place) = connections.try_acquire() {
-                    connection(stream, metrics).await;
+                    connection(stream, told).await;
                 }
             });
         }
     }
 }
 
-async fn connection(stream: TcpStream, metrics: Rc<RefCell<Metrics>>) {
+async fn connection(stream: TcpStream, told: Rc<Told>) {
     let service = service_fn(|request| {
-        let response = answer(&request, &metrics);
-        async move { Ok::<_, Infallible>(response) }
+        let told = Rc::clone(&told);
+        async move { Ok::<_, Infallible>(answer(&request, &told).await) }
     });
     let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     match timeout(STAY, served).await {
@@ -82,26 +92,35 @@ async fn connection(stream: TcpStream, metrics: Rc<RefCell<Metrics>>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &RefCell<Metrics>) -> Response<Full<Bytes>> {
-    let plain = |status: StatusCode| {
-        let reason = status.canonical_reason().unwrap_or_default();
-        let mut response = Response::new(Full::from(format!("{reason}\n")));
-        *response.status_mut() = status;
-        response
-    };
-    if request.uri().path() != "/metrics" {
-        return plain(StatusCode::NOT_FOUND);
-    }
-    if request.method() != Method::GET {
-        return plain(StatusCode::METHOD_NOT_ALLOWED);
-    }
-    match exposition::encode(&metrics.borrow()) {
-        Ok(text) => {
-            let mut response = Response::new(Full::from(text));
-            let media_type = hyper::header::HeaderValue::from_static(MEDIA_TYPE);
-            response.headers_mut().insert(CONTENT_TYPE, media_type);
-            response
+async fn answer(request: &Request<Incoming>, told: &Told) -> Response<Full<Bytes>> {
+    let profiles = told.profiles.as_ref();
+    match (request.uri().path(), profiles) {
+        ("/metrics" | "/debug/pprof/heap", _) if request.method() != Method::GET => {
+            plain(StatusCode::METHOD_NOT_ALLOWED, None)
         }
-        Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
+        ("/metrics", _) => match exposition::encode(&told.metrics.borrow()) {
+            Ok(text) => of_type(MEDIA_TYPE, text.into()),
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, None),
+        },
+        ("/debug/pprof/heap", Some(profiles)) => match profiles.heap(request.uri().query()).await {
+            Ok(profile) => of_type("application/octet-stream", profile),
+            Err(refusal) => plain(refusal.status, Some(&refusal.message)),
+        },
+        _ => plain(StatusCode::NOT_FOUND, None),
     }
+}
+
+fn of_type(media_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    let media_type = hyper::header::HeaderValue::from_static(media_type);
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
+    response
+}
+
+/// A status, and why in words.
+fn plain(status: StatusCode, message: Option<&str>) -> Response<Full<Bytes>> {
+    let reason = message.or_else(|| status.canonical_reason());
+    let mut response = Response::new(Full::from(format!("{}\n", reason.unwrap_or_default())));
+    *response.status_mut() = status;
+    response
 }

@@ -24,6 +24,7 @@ use super::{
     instance::Instance,
     metrics::Metrics,
     naming, past, privileges,
+    profiles::Profiles,
     protocol::{Listing, Reply, Request},
     redact::redact,
     scrape::Endpoint,
@@ -76,6 +77,8 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let _instance = Instance::claim(&config)?;
     let (sender, questions) = mpsc::channel(QUESTIONS);
+    let profiles = config.metrics.profiles;
+    let profiles = profiles.then(|| Profiles::new(sender.clone()));
     let server = Server::open(&config, sender)?;
     let session = start(&config, log_level)?;
     // Without it what the programs cost is not known, and the rest is.
@@ -99,7 +102,7 @@ pub async fn run(
         config,
     };
     LocalSet::new()
-        .run_until(daemon.work(server, questions, stop, ready))
+        .run_until(daemon.work((server, profiles), questions, stop, ready))
         .await
 }
 
@@ -132,7 +135,7 @@ fn start(config: &Config, log_level: log::LevelFilter) -> Result<Session, Daemon
 impl Daemon {
     async fn work(
         mut self,
-        server: Server,
+        (server, profiles): (Server, Option<Profiles>),
         mut questions: mpsc::Receiver<Asked>,
         stop: impl Future<Output = ()>,
         ready: impl FnOnce(),
@@ -140,7 +143,7 @@ impl Daemon {
         let wait = |source: io::Error| DaemonError::Wait { source };
         let (found, mut named) = mpsc::channel(QUESTIONS);
         let clients = task::spawn_local(server.serve());
-        let scrapes = self.open_metrics().await?;
+        let scrapes = self.open_metrics(profiles).await?;
         let wake = watch::buffer(&self.session).map_err(wait)?;
         let mut drain = interval(DRAIN);
         drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -194,17 +197,21 @@ impl Daemon {
     }
 
     /// Lets Prometheus ask, where the configuration says so.
-    async fn open_metrics(&mut self) -> Result<Option<JoinHandle<()>>, DaemonError> {
+    async fn open_metrics(
+        &mut self,
+        profiles: Option<Profiles>,
+    ) -> Result<Option<JoinHandle<()>>, DaemonError> {
         let config::Metrics {
             enabled: true,
             listen,
             top,
+            ..
         } = self.config.metrics
         else {
             return Ok(None);
         };
         let metrics = Rc::new(RefCell::new(Metrics::new(top)));
-        let endpoint = Endpoint::open(listen, Rc::clone(&metrics)).await?;
+        let endpoint = Endpoint::open(listen, Rc::clone(&metrics), profiles).await?;
         self.metrics = Some(metrics);
         Ok(Some(task::spawn_local(endpoint.serve())))
     }

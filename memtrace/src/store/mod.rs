@@ -2,4 +2,5 @@
 //! daemon saw.
 
 pub mod history;
+pub mod parquet;
 pub mod recording;

@@ -2,12 +2,12 @@
 //!
 //! A [`row`](rows) is a workload under several [tools](tool). The tools take turns, round by round, so that what
 //! disturbs the machine disturbs all of them ([`measure`]). Ratios are taken within a round; what is printed is
-//! their median with a 95 % bound ([`statistics`]). What the daemon costs at rest is a row of its own ([`idle`]). All
+//! their median with a 95 % bound ([`statistics`]). What the daemon costs at rest is a row of its own ([`rest`]). All
 //! rows take a quarter of an hour at most.
 
-mod idle;
 mod measure;
 mod redis;
+mod rest;
 mod rows;
 mod running;
 mod statistics;
@@ -50,10 +50,10 @@ impl Bench {
             .iter()
             .filter(|row| self.is_chosen(row.name))
             .collect();
-        let idle = self.is_chosen(idle::NAME);
-        if chosen.is_empty() && !idle {
+        let rest = self.is_chosen(rest::NAME);
+        if chosen.is_empty() && !rest {
             let names = rows::ROWS.iter().map(|row| row.name);
-            let names: Vec<_> = names.chain([idle::NAME]).collect();
+            let names: Vec<_> = names.chain([rest::NAME]).collect();
             bail!("no such row; there are: {}", names.join(", "));
         }
         println!("{}\n", table::machine());
@@ -70,11 +70,11 @@ impl Bench {
             results.push(table::json(row, &cells, &measured));
             measured.push(table::Measured { row, cells });
         }
-        if idle {
-            say("idle: two spans of 30 s");
-            let costs = idle::measure(&workspace.memtrace())?;
-            println!("{}", idle::text(&costs));
-            results.push(idle::json(&costs));
+        if rest {
+            say("rest: two spans of 30 s");
+            let costs = rest::measure(&workspace.memtrace())?;
+            println!("{}", rest::text(&costs));
+            results.push(rest::json(&costs));
         }
         println!("{}", table::claims(&measured));
         if let Some(path) = &self.json {

@@ -7,6 +7,7 @@
 mod batch;
 mod buckets;
 mod clock;
+pub mod columns;
 mod error;
 mod known;
 mod open;

@@ -17,6 +17,7 @@
 //! Not here: when to flush (the live path knows), and what an event means (the model knows).
 
 mod ahead;
+mod columns;
 mod decode;
 mod detail;
 mod encode;

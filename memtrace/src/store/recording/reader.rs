@@ -18,6 +18,7 @@ use arrow_schema::{ArrowError, Schema, SchemaRef};
 
 use super::{
     ReadError,
+    columns::{Sums, absolute_schema},
     decode::{Last, Rows},
     frame::{self, Frame, Next},
     schema::{self, FORMAT_KEY, FORMAT_VERSION, PROGRAM_KEY},
@@ -124,6 +125,27 @@ impl Reader {
         Ok((!events.is_empty()).then_some(events))
     }
 
+    /// Gives the columns of all batches to `each`, with times and addresses in place of their differences. For a
+    /// reader that no event was taken from.
+    pub fn columns<E: From<ReadError>>(
+        &mut self,
+        mut each: impl FnMut(&RecordBatch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut sums = Sums::default();
+        while self.state == State::Reading {
+            if let Some((offset, batch)) = self.read_batch()? {
+                let batch = guard(|| sums.take(&batch));
+                each(&batch.map_err(|what| self.damaged(offset, what))?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The names and types of [`Reader::columns`].
+    pub fn columns_schema() -> SchemaRef {
+        absolute_schema()
+    }
+
     /// What the writer put behind the end mark. `None` where it put nothing there, where the recording was cut, and
     /// where another version of memtrace wrote it, which may have counted otherwise. Reads no events.
     pub fn summary(&self) -> Option<Vec<u8>> {
@@ -223,6 +245,15 @@ impl Reader {
     }
 
     fn read_message(&mut self) -> Result<(), ReadError> {
+        if let Some((offset, batch)) = self.read_batch()? {
+            let rows = Rows::new(&batch, self.last).map_err(|what| self.damaged(offset, what))?;
+            self.batch = Some((offset, rows));
+        }
+        Ok(())
+    }
+
+    /// The batch that the next message holds and where it began; `None` where it holds none.
+    fn read_batch(&mut self) -> Result<Option<(u64, RecordBatch)>, ReadError> {
         let offset = self.offset;
         match self.next_frame()? {
             Next::Frame(frame) => {
@@ -231,18 +262,14 @@ impl Reader {
                     .decode(frame)
                     .map_err(|what| self.damaged(offset, what))?;
                 self.offset += length;
-                if let Some(batch) = batch {
-                    let rows =
-                        Rows::new(&batch, self.last).map_err(|what| self.damaged(offset, what))?;
-                    self.batch = Some((offset, rows));
-                }
+                return Ok(batch.map(|batch| (offset, batch)));
             }
             Next::End => self.end(offset)?,
             Next::Cut => self.state = State::Truncated,
             Next::NoMessage => return Err(self.damaged(offset, "no message begins here")),
             Next::Damaged { what, .. } => return Err(self.damaged(offset, what)),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Behind the end mark there is a summary or nothing, unless the mark is a damaged message.

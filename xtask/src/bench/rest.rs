@@ -21,7 +21,7 @@ use super::running::Running;
 use crate::command::answer;
 
 /// The name of the row.
-pub const NAME: &str = "idle";
+pub const NAME: &str = "rest";
 
 /// Processes that sleep.
 const SLEEPERS: usize = 1000;
@@ -47,7 +47,7 @@ pub struct Cost {
 
 /// Measures both.
 pub fn measure(memtrace: &Path) -> Result<Vec<Cost>> {
-    let place = Idle::begin(memtrace)?;
+    let place = Daemon::begin(memtrace)?;
     let alone = place.cost(0)?;
     let script = format!(
         "echo $$ > {}/cgroup.procs; i=0; while [ $i -lt {SLEEPERS} ]; do sleep 1000 & i=$((i+1)); done; echo all; wait",
@@ -124,15 +124,15 @@ impl Drop for Cgroup {
 }
 
 /// A daemon over a cgroup.
-struct Idle {
-    daemon: Running,
+struct Daemon {
+    process: Running,
     memtrace: PathBuf,
     socket: PathBuf,
     cgroup: Cgroup,
     _directory: TempDir,
 }
 
-impl Idle {
+impl Daemon {
     fn begin(memtrace: &Path) -> Result<Self> {
         let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
         let root = root
@@ -154,15 +154,15 @@ impl Idle {
         command
             .args(["daemon", "--config"])
             .arg(path("memtrace.toml"));
-        let idle = Self {
-            daemon: Running::start(&command)?,
+        let started = Self {
+            process: Running::start(&command)?,
             memtrace: memtrace.to_owned(),
             socket: path("run/socket"),
             cgroup,
             _directory: directory,
         };
-        idle.sees(0)?;
-        Ok(idle)
+        started.sees(0)?;
+        Ok(started)
     }
 
     /// Waits until the daemon answers, with so many processes.
@@ -184,7 +184,7 @@ impl Idle {
     }
 
     fn cost(&self, processes: usize) -> Result<Cost> {
-        let pid = self.daemon.pid();
+        let pid = self.process.pid();
         let (before, start) = (spent_ns(pid)?, Instant::now());
         thread::sleep(SPAN);
         let spent = spent_ns(pid)? - before;
