@@ -25,3 +25,6 @@ pub mod stream;
 pub mod trace;
 pub mod units;
 pub mod unwind;
+
+#[cfg(test)]
+mod damage_tests;

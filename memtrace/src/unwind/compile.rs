@@ -288,7 +288,8 @@ impl Rows {
         };
         let end = function.range.end.min(segment.addresses.end);
         let offset = |address: u64| {
-            u32::try_from((address - segment.addresses.start).saturating_add(segment.offset)).ok()
+            let distance = address.checked_sub(segment.addresses.start)?;
+            u32::try_from(distance.checked_add(segment.offset)?).ok()
         };
         let (Some(_), Some(end_offset), true) = (offset(start), offset(end), start < end) else {
             return Ok(());

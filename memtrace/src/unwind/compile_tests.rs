@@ -112,6 +112,24 @@ fn tables_of_common_libraries_take_less_than_4_mib() {
 }
 
 #[test]
+fn a_function_that_ends_before_it_begins_has_no_rows() {
+    let segments = [Segment {
+        addresses: 0x1000..0x3000,
+        offset: 0,
+        code: &[],
+    }];
+    for end in [0, 0x100, 0x1000, 0x2000] {
+        let function = Function {
+            range: 0x2000..end,
+            rules: vec![(0x2000, Rule::plain(Cfa::Start))],
+        };
+        let mut rows = Rows::default();
+        rows.add(&function, &segments).unwrap();
+        assert_eq!(rows.finish(), [0u64; 0], "{end:x}");
+    }
+}
+
+#[test]
 fn damaged_tables_give_sorted_rows_or_an_error() {
     let whole = std::fs::read(LOADER).unwrap();
     let elf = ElfFile64::<Endianness>::parse(&*whole).unwrap();
