@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use memtrace::report::document::{FaultSite, Frame};
-use memtrace_tests::binary::memtrace;
+use memtrace_tests::binary::{Attached, memtrace};
 use memtrace_tests::child::run;
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::pprof;
 use memtrace_tests::workload::{tool, workload};
-use memtrace_tests::{Finished, Scratch, Traced, trace, trace_with};
+use memtrace_tests::{Finished, Running, Scratch, Traced, trace, trace_with};
 
 /// A trace of `sites.c`, and its recording.
 struct Recorded {
@@ -241,6 +241,80 @@ fn go_reads_the_profile_and_prints_the_same_totals() {
     let all = (measured.minor + measured.major) as i64;
     assert_eq!(totals["faults"], all, "{raw}");
     assert_eq!(totals["major_faults"], measured.major as i64, "{raw}");
+}
+
+/// Keeps blocks of sizes that nothing else has: a bytes object is 33 bytes larger than what it holds.
+const KEEPS: &str = "\
+import os, sys
+kept = []
+print('ready', flush=True)
+sys.stdin.readline()
+def few():
+    for _ in range(3):
+        kept.append(bytes(100001))
+def many():
+    [kept.append(bytes(50001)) for _ in range(7)]
+few()
+many()
+os._exit(0)
+";
+
+#[test]
+fn go_reads_a_profile_with_python_functions_and_prints_the_same_totals() {
+    tool("python3.11", "python3");
+    let scratch = Scratch::new();
+    let script = scratch.write("keeps.py", KEEPS);
+    let recording = scratch.path("recording");
+    let mut command = Command::new("/usr/bin/python3.11");
+    let mut program = Running::start(command.env("PYTHONMALLOC", "malloc").arg(&script));
+    program.stdout_has("ready");
+    let path = recording.to_str().expect("a path in UTF-8");
+    let trace = Attached::with(program.pid(), &["-o", path]);
+    program.send(b"\n");
+    let traced = trace.wait();
+    program.finish().exited(0);
+    traced.nothing_lost();
+    let recorded = Recorded { scratch, traced };
+    let profile = recorded
+        .scratch
+        .write("profile", recorded.export("allocations", "pprof").stdout);
+    let (totals, raw) = pprof_totals(&profile);
+    let heap = recorded.traced.first().heap.as_ref().expect("a heap");
+    let expected = [
+        ("alloc_space", heap.bytes_allocated),
+        ("alloc_objects", heap.allocations + heap.reallocations),
+        ("inuse_space", heap.live_bytes),
+        ("inuse_objects", heap.live_blocks),
+    ];
+    for (name, value) in expected {
+        assert_eq!(totals[name], value as i64, "{name}: {raw}");
+    }
+    for (line, blocks, bytes) in
+        [("few", 3, 100_034), ("many", 7, 50_034)].map(|(name, blocks, size)| {
+            let line = KEEPS
+                .lines()
+                .position(|line| line.contains(&format!("bytes({})", size - 33)));
+            let line = line.expect("the line") + 1;
+            (
+                format!(" {name} {}:{line}", script.display()),
+                blocks,
+                blocks * size,
+            )
+        })
+    {
+        let (_, locations) = raw.split_once("Locations\n").expect("locations");
+        let ids: Vec<&str> = locations
+            .lines()
+            .filter(|location| location.contains(&line))
+            .filter_map(|location| location.trim().split(':').next())
+            .collect();
+        let values = format!("{blocks} {bytes} {blocks} {bytes}:");
+        let sample = raw.lines().find(|sample| {
+            let words: Vec<&str> = sample.split_whitespace().collect();
+            words.join(" ").starts_with(&values) && words.iter().any(|word| ids.contains(word))
+        });
+        assert!(sample.is_some(), "{values} of {line}: {raw}");
+    }
 }
 
 #[test]
