@@ -24,6 +24,7 @@ const USUAL: &[&str] = &[
     "attach::killing_memtrace_leaves_the_target_running_and_the_next_one_cleans_up",
     "attach::mappings_and_residency_from_before_are_in_the_report",
     "daemon_containers::each_container_is_named_and_found",
+    "fault_stacks::a_fault_in_the_kernel_has_the_kernels_frames_and_the_programs",
     "faults::a_file_whose_pages_were_dropped_gives_major_faults",
     "faults::faults_taken_in_kernel_mode_are_counted_as_such",
     "faults::the_faults_of_a_program_that_gains_privileges_have_latencies",
@@ -35,6 +36,10 @@ const USUAL: &[&str] = &[
     "lazy::the_mappings_left_at_the_end_are_those_of_proc_maps",
     "leaks::exactly_the_leaking_functions_are_named_largest_first",
     "processes::a_grandchild_of_milliseconds_is_counted_from_its_first_instruction",
+    "python::python_functions_files_and_lines_are_those_that_python_tells",
+    "stacks::a_thousand_stacks_without_frame_pointers_equal_those_of_libgcc",
+    "stacks::frames_that_are_hard_to_leave_are_left_or_counted_by_the_reason",
+    "stacks::libraries_that_come_and_go_do_not_use_up_the_room_for_unwind_rules",
     "verifier::programs_are_small_enough_to_start_at_once",
     "vm_only::",
 ];
