@@ -200,7 +200,7 @@ const SIGNAL_BP: u64 = 120;
 const SIGNAL_SP: u64 = 160;
 
 /// A frame is never larger than a main thread's default stack.
-const MAX_FRAME_BYTES: u64 = 8 << 20;
+pub const MAX_FRAME_BYTES: u64 = 8 << 20;
 
 /// Goes from a frame to its caller.
 #[inline(always)]
@@ -389,8 +389,7 @@ pub struct CodeSpace {
     pub as_of: u64,
     /// No two tables have the same; part of the key of cached rules.
     pub generation: u64,
-    /// Where a CPython that frames are read of has the thread that holds its lock
-    /// ([`crate::python::RUNTIME_THREAD`]); 0 for none.
+    /// What the frames of a CPython are found by ([`crate::python::Series::place`]); 0 for none.
     pub python: u64,
     /// By address, without overlap, then [`CodeMapping::NONE`], at least once.
     pub mappings: [CodeMapping; MAX_CODE_MAPPINGS],

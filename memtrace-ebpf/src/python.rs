@@ -1,9 +1,10 @@
-//! Frames of CPython, read as a remote profiler reads them: the thread's calls of the interpreter's loop, the chain of
-//! Python frames, and of each its code object and the instruction that it is at.
+//! Frames of CPython, read as a remote profiler reads them: the chain of Python frames of the thread that holds the
+//! interpreter's lock, and of each its code object and the instruction that it is at.
 //!
-//! A call of the loop has a record on the C stack, by which the walk knows the loop's frames. A Python function is
-//! named by a hash of its code object: the object may be freed, and another be where it was. What it is called is sent
-//! once, before the first stack that it is in.
+//! A call of the interpreter's loop leaves something on the C stack, by which the walk knows the loop's frames: a
+//! record in 3.11, a frame of the chain that is no function's later. A Python function is named by a hash of its code
+//! object: the object may be freed, and another be where it was. What it is called is sent once, before the first
+//! stack that it is in.
 
 use core::{arch::asm, ffi::c_void};
 
@@ -13,13 +14,16 @@ use aya_ebpf::{
     maps::LruHashMap,
 };
 use memtrace_common::{
-    frame::{INTERPRETER_LOOP, MAX_WORDS, python, python_code},
+    frame::{INTERPRETER_LOOP, MAX_WORDS, PYTHON_ENTRY, python, python_code},
     python::{
-        ASCII_DATA, BYTES_DATA, CFRAME_FRAME, CFRAME_PREVIOUS, CODE_FIRST_LINE, CODE_INSTRUCTIONS,
-        FRAME_CODE, MAX_PYTHON_FRAMES, OBJECT_SIZE, THREAD_CFRAME, UNICODE_DATA, character_bytes,
-        is_ascii,
+        ADDRESS, BYTES_DATA, CFRAME_FRAME, CFRAME_PREVIOUS, CODE, CODE_FILE, CODE_LINES, CODE_NAME,
+        CODE_WORDS, FIRST_TRACEABLE, FRAME, FRAME_3_11, FRAME_FLAGS, FRAME_INSTRUCTION,
+        FRAME_WORDS, INTERPRETER_LOCK_3_12, INTERPRETER_LOCK_3_13, LOCK_HOLDER, MAX_PYTHON_FRAMES,
+        OBJECT_SIZE, OWNED_BY_C_STACK, OWNED_BY_GENERATOR, SERIES_SHIFT, Series, THREAD_CFRAME,
+        THREAD_FRAME, character_bytes, characters, first_line, instructions,
     },
     record::{Header, Kind, PYTHON_LINES_BYTES, PythonHead},
+    unwind::MAX_FRAME_BYTES,
 };
 
 use crate::{
@@ -32,114 +36,225 @@ use crate::{
 #[map]
 static PYTHON_CODES: LruHashMap<u64, u8> = LruHashMap::with_max_entries(65_536, 0);
 
+const V3_11: u64 = Series::V3_11 as u64;
+const V3_12: u64 = Series::V3_12 as u64;
+
 /// The Python part of a walk.
 #[repr(C)]
 pub struct Frames {
-    /// Record of the next outer call of the loop, on the C stack; 0 for none.
-    cframe: u64,
+    /// [`Series`]
+    series: u64,
+    /// The process.
+    pid: u64,
+    /// Where the walk begins.
+    sp: u64,
     /// The next Python frame.
     frame: u64,
-    /// Calls of the loop that the walk met, and whose frames are not there yet.
+    /// In 3.11, the record of the call of the loop that it is of.
+    cframe: u64,
+    /// Python functions that were read.
+    read: u64,
+    /// Calls of the loop that they are of, and where each is on the C stack.
+    calls: u64,
+    places: [u64; MAX_PYTHON_FRAMES + 1],
+    /// Calls of the loop that the walk met.
     loops: u64,
-    /// Python frames so far.
+    /// Of these, such whose functions are not in the stack yet.
+    left: u64,
+    /// Python functions in the stack.
     pub count: u64,
+    /// Their words.
+    words: [u64; MAX_PYTHON_FRAMES + 1],
     /// Their code objects.
     codes: [u64; MAX_PYTHON_FRAMES + 1],
 }
 
-/// `place` is [`memtrace_common::unwind::CodeSpace::python`].
+/// Reads the Python functions of a stack that begins at `sp`. `place` is [`memtrace_common::unwind::CodeSpace::python`].
 #[inline(always)]
-pub fn begin(frames: &mut Frames, place: u64) {
-    frames.cframe = 0;
-    frames.frame = 0;
+pub fn begin(frames: &mut Frames, place: u64, pid: u32, sp: u64) {
+    frames.series = place >> SERIES_SHIFT;
+    frames.pid = u64::from(pid);
+    frames.sp = sp;
+    frames.read = 0;
+    frames.calls = 0;
     frames.loops = 0;
     frames.count = 0;
     if place == 0 {
         return;
     }
+    let thread = thread(frames.series, place & ADDRESS);
     // Nothing runs Python where this is 0. Where it is another thread, its calls are on another stack.
-    let thread = word(place);
     if thread == 0 {
         return;
     }
     frames.cframe = word(thread.wrapping_add(THREAD_CFRAME));
-    frames.frame = word(frames.cframe.wrapping_add(CFRAME_FRAME));
-}
-
-/// The mark of a frame that lies between these places of the stack, if it is that of the loop.
-#[inline(always)]
-pub fn mark(frames: &mut Frames, sp: u64, caller_sp: u64) -> u64 {
-    if frames.cframe < sp || frames.cframe >= caller_sp {
-        return 0;
-    }
-    frames.cframe = word(frames.cframe.wrapping_add(CFRAME_PREVIOUS));
-    frames.loops += 1;
-    INTERPRETER_LOOP
-}
-
-/// Adds the Python frames of the loops that the walk met.
-#[inline(always)]
-pub fn add(walk: &mut Walk) {
-    if walk.python.loops == 0 {
-        return;
-    }
-    let mut context: *mut Walk = walk;
-    // SAFETY: the callback takes a pointer to a Walk, which outlives the loop.
+    frames.frame = if frames.series == V3_11 {
+        word(frames.cframe.wrapping_add(CFRAME_FRAME))
+    } else if frames.series == V3_12 {
+        word(frames.cframe)
+    } else {
+        word(thread.wrapping_add(THREAD_FRAME))
+    };
+    let mut context: *mut Frames = frames;
+    // SAFETY: the callback takes a pointer to Frames, which outlive the loop.
     unsafe {
         bpf_loop(
-            MAX_PYTHON_FRAMES as u32,
-            next_frame as *mut c_void,
+            2 * MAX_PYTHON_FRAMES as u32,
+            read_frame as *mut c_void,
             (&raw mut context).cast(),
             0,
         )
     };
 }
 
-/// Notes one Python frame; 1 ends the loop.
-unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `add` passes its own.
-    let walk = unsafe { &mut **context.cast::<*mut Walk>() };
-    let place = walk.python.frame.wrapping_add(FRAME_CODE);
+/// The thread that holds the interpreter's lock, 0 for none.
+#[inline(always)]
+fn thread(series: u64, way: u64) -> u64 {
+    let first = word(way);
+    if series == V3_11 || first == 0 {
+        return first;
+    }
+    let lock = if series == V3_12 {
+        INTERPRETER_LOCK_3_12
+    } else {
+        INTERPRETER_LOCK_3_13
+    };
+    let holder = word(first.wrapping_add(lock)).wrapping_add(LOCK_HOLDER);
     // SAFETY: the helper checks the user address.
-    let Ok([code, _, previous, at, flags]) =
-        (unsafe { bpf_probe_read_user(place as *const [u64; 5]) })
+    match unsafe { bpf_probe_read_user(holder as *const [u64; 2]) } {
+        Ok([thread, locked]) if locked as u32 != 0 => thread,
+        _ => 0,
+    }
+}
+
+/// Reads one frame of the chain; 1 ends the loop.
+unsafe extern "C" fn read_frame(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `begin` passes its own.
+    let frames = unsafe { &mut **context.cast::<*mut Frames>() };
+    // SAFETY: the helper checks the user address.
+    let Ok(frame) = (unsafe { bpf_probe_read_user(frames.frame as *const [u64; FRAME_WORDS]) })
     else {
         return 1;
     };
-    let Some((_, hash)) = object(walk.pid, code) else {
+    let flags = frame[FRAME_FLAGS];
+    let (code, previous, owner) = if frames.series == V3_11 {
+        (frame[FRAME_3_11.0], frame[FRAME_3_11.1], 0)
+    } else {
+        (frame[FRAME.0], frame[FRAME.1], flags >> 48 & 0xff)
+    };
+    let place = frames.frame;
+    frames.frame = previous;
+    if owner == OWNED_BY_C_STACK {
+        let last = frames.read.wrapping_sub(1) as usize & MAX_PYTHON_FRAMES;
+        frames.words[last] |= PYTHON_ENTRY;
+        return end_call(frames, place);
+    }
+    if frames.read >= MAX_PYTHON_FRAMES as u64 {
+        return 1;
+    }
+    let first = code.wrapping_add(instructions(frames.series));
+    let at = frame[FRAME_INSTRUCTION];
+    if frames.series != V3_11 && owner != OWNED_BY_GENERATOR {
+        // The interpreter itself passes over a frame that is not complete yet, and over those that it makes for itself.
+        let own = word(first.wrapping_sub(FIRST_TRACEABLE)) as u32;
+        if at < first.wrapping_add(2 * u64::from(own)) {
+            return i64::from(previous == 0);
+        }
+    }
+    let Some((_, hash)) = object(frames.pid, code) else {
         return 1;
     };
     // A frame that was just made is before its first instruction.
-    let instructions = code.wrapping_add(CODE_INSTRUCTIONS);
-    let instruction = if at < instructions {
-        0
-    } else {
-        (at - instructions) / 2 + 1
+    let instruction = if at < first { 0 } else { (at - first) / 2 + 1 };
+    let entry = frames.series == V3_11 && flags >> 32 & 0xff != 0;
+    let index = frames.read as usize & MAX_PYTHON_FRAMES;
+    frames.words[index] = python(hash, instruction, entry);
+    frames.codes[index] = code;
+    frames.read += 1;
+    if entry {
+        let place = frames.cframe;
+        frames.cframe = word(place.wrapping_add(CFRAME_PREVIOUS));
+        return end_call(frames, place);
+    }
+    i64::from(previous == 0)
+}
+
+/// The functions that were read last were of a call of the loop that is at this place of the C stack; 1 ends the loop.
+#[inline(always)]
+fn end_call(frames: &mut Frames, place: u64) -> i64 {
+    // That of another thread, or too many.
+    if place.wrapping_sub(frames.sp) > MAX_FRAME_BYTES || frames.calls >= MAX_PYTHON_FRAMES as u64 {
+        return 1;
+    }
+    frames.places[frames.calls as usize & MAX_PYTHON_FRAMES] = place;
+    frames.calls += 1;
+    i64::from(frames.frame == 0)
+}
+
+/// The mark of a frame that lies between these places of the stack, if it is that of the loop.
+#[inline(always)]
+pub fn mark(frames: &mut Frames, sp: u64, caller_sp: u64) -> u64 {
+    if frames.loops >= frames.calls {
+        return 0;
+    }
+    let place = frames.places[frames.loops as usize & MAX_PYTHON_FRAMES];
+    if place < sp || place >= caller_sp {
+        return 0;
+    }
+    frames.loops += 1;
+    INTERPRETER_LOOP
+}
+
+/// Adds the Python functions of the loops that the walk met.
+#[inline(always)]
+pub fn add(walk: &mut Walk) {
+    if walk.python.loops == 0 {
+        return;
+    }
+    walk.python.left = walk.python.loops;
+    let mut context: *mut Walk = walk;
+    // SAFETY: the callback takes a pointer to a Walk, which outlives the loop.
+    unsafe {
+        bpf_loop(
+            walk.python.read as u32,
+            add_function as *mut c_void,
+            (&raw mut context).cast(),
+            0,
+        )
     };
-    // stacktop has the lower half, is_entry the byte behind it.
-    let entry = flags >> 32 & 0xff != 0;
-    let word = python(hash, instruction, entry);
+}
+
+/// Adds one; 1 ends the loop.
+unsafe extern "C" fn add_function(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `add` passes its own.
+    let walk = unsafe { &mut **context.cast::<*mut Walk>() };
+    let word = walk.python.words[index as usize & MAX_PYTHON_FRAMES];
     walk.stack.frames[walk.count as usize & (MAX_WORDS - 1)] = word;
     walk.count += 1;
     walk.hash.add(word);
-    walk.python.codes[walk.python.count as usize & MAX_PYTHON_FRAMES] = code;
     walk.python.count += 1;
-    walk.python.frame = previous;
-    if entry {
-        walk.python.loops -= 1;
+    if word & PYTHON_ENTRY != 0 {
+        walk.python.left -= 1;
     }
-    i64::from(walk.python.loops == 0 || previous == 0)
+    i64::from(walk.python.left == 0)
 }
 
-/// Of a code object, the words from the first line to the line table, and its hash.
+/// Of a code object, the words up to the line table, and its hash.
 #[inline(always)]
-fn object(pid: u32, code: u64) -> Option<([u64; 9], u64)> {
-    let place = code.wrapping_add(CODE_FIRST_LINE);
+fn object(pid: u64, code: u64) -> Option<([u64; CODE_WORDS], u64)> {
+    let place = code.wrapping_add(CODE);
     // SAFETY: the helper checks the user address.
-    let fields = unsafe { bpf_probe_read_user(place as *const [u64; 9]) }.ok()?;
-    let mut hash = u64::from(pid).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // The first line, the path, the qualified name and the line table.
-    for part in [code, fields[0], fields[5], fields[7], fields[8]] {
+    let fields = unsafe { bpf_probe_read_user(place as *const [u64; CODE_WORDS]) }.ok()?;
+    let mut hash = pid.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // The first line is in one of the first two, by the series; the other has sizes.
+    for part in [
+        code,
+        fields[0],
+        fields[1],
+        fields[CODE_FILE],
+        fields[CODE_NAME],
+        fields[CODE_LINES],
+    ] {
         hash = (hash ^ part).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash ^= hash >> 32;
     }
@@ -165,19 +280,20 @@ unsafe extern "C" fn tell_code(index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `tell` passes its own.
     let scratch = unsafe { &mut **context.cast::<*mut Scratch>() };
     let code = scratch.walk.python.codes[index as usize & MAX_PYTHON_FRAMES];
-    let Some((fields, hash)) = object(scratch.walk.pid, code) else {
+    let (pid, series) = (scratch.walk.python.pid, scratch.walk.python.series);
+    let Some((fields, hash)) = object(pid, code) else {
         return 0;
     };
     if PYTHON_CODES.get_ptr(&hash).is_some() {
         return 0;
     }
     let record = &mut scratch.code;
-    let (file_state, file_bytes) = text(&mut record.file, fields[5]);
-    let (name_state, name_bytes) = text(&mut record.name, fields[7]);
+    let (file_state, file_bytes) = text(&mut record.file, fields[CODE_FILE], series);
+    let (name_state, name_bytes) = text(&mut record.name, fields[CODE_NAME], series);
     let lines = bytes(
         &mut record.lines,
-        fields[8].wrapping_add(BYTES_DATA),
-        word(fields[8].wrapping_add(OBJECT_SIZE)),
+        fields[CODE_LINES].wrapping_add(BYTES_DATA),
+        word(fields[CODE_LINES].wrapping_add(OBJECT_SIZE)),
     );
     record.head = PythonHead {
         header: Header {
@@ -185,7 +301,7 @@ unsafe extern "C" fn tell_code(index: u32, context: *mut c_void) -> i64 {
             ..header(Kind::PythonCode)
         },
         code: hash,
-        first_line: fields[0] as u32,
+        first_line: first_line(series, &fields),
         name_state,
         name_bytes,
         file_state,
@@ -201,18 +317,14 @@ unsafe extern "C" fn tell_code(index: u32, context: *mut c_void) -> i64 {
 
 /// Reads the characters of a string: its state, and how many bytes.
 #[inline(always)]
-fn text<const BYTES: usize>(into: &mut [u8; BYTES], string: u64) -> (u32, u32) {
+fn text<const BYTES: usize>(into: &mut [u8; BYTES], string: u64, series: u64) -> (u32, u32) {
     let place = string.wrapping_add(OBJECT_SIZE);
     // SAFETY: the helper checks the user address.
     let Ok([length, _, state]) = (unsafe { bpf_probe_read_user(place as *const [u64; 3]) }) else {
         return (0, 0);
     };
     let state = state as u32;
-    let data = if is_ascii(state) {
-        ASCII_DATA
-    } else {
-        UNICODE_DATA
-    };
+    let data = characters(series, state);
     let length = length.wrapping_mul(u64::from(character_bytes(state)));
     (state, bytes(into, string.wrapping_add(data), length) as u32)
 }

@@ -222,7 +222,8 @@ impl Walk {
                 .wrapping_add(target.start_ns),
         );
         self.read_window();
-        python::begin(&mut self.python, space.map_or(0, |space| space.python));
+        let place = space.map_or(0, |space| space.python);
+        python::begin(&mut self.python, place, pid, registers.sp);
         self.bits = bits;
         self.hash = StackHash::EMPTY;
         self.count = 0;

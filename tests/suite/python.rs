@@ -1,6 +1,8 @@
 //! Functions of a Python program stand in the place of the interpreter's loop, as Python itself tells them.
 
 use std::collections::BTreeMap;
+use std::fs::{self, DirEntry};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use memtrace::report::document::{FoundBy, Leak};
@@ -93,14 +95,46 @@ fn functions(leak: &Leak) -> Vec<(String, String, u32)> {
         .collect()
 }
 
+/// A CPython of a series that Debian does not have, as pyenv(1) installs it.
+fn of_pyenv(series: &str) -> PathBuf {
+    let home = || Some(Path::new(&std::env::var_os("HOME")?).join(".pyenv"));
+    let root = std::env::var_os("PYENV_ROOT")
+        .map(PathBuf::from)
+        .or_else(home);
+    let versions = root.and_then(|root| fs::read_dir(root.join("versions")).ok());
+    let of_series = |entry: &DirEntry| {
+        let name = entry.file_name();
+        name.to_string_lossy().starts_with(&format!("{series}."))
+    };
+    let mut found = versions.into_iter().flatten().flatten().filter(of_series);
+    let version = found.next();
+    let version = version.unwrap_or_else(|| panic!("no CPython {series}: pyenv install {series}"));
+    version.path().join(format!("bin/python{series}"))
+}
+
 #[test]
 fn python_functions_files_and_lines_are_those_that_python_tells() {
     tool("python3.11", "python3");
+    assert_as_python_tells(Path::new("/usr/bin/python3.11"));
+}
+
+#[test]
+fn those_of_python_3_12_are_too() {
+    assert_as_python_tells(&of_pyenv("3.12"));
+}
+
+#[test]
+fn those_of_python_3_13_are_too() {
+    assert_as_python_tells(&of_pyenv("3.13"));
+}
+
+#[track_caller]
+fn assert_as_python_tells(interpreter: &Path) {
     let scratch = Scratch::new();
     let script = scratch.write("app.py", SCRIPT.replace("LONG\n", &long_function()));
     let recording = scratch.path("recording");
     // What is attached to is known before it is traced: a program that has just begun is not yet, for a moment.
-    let mut command = Command::new("/usr/bin/python3.11");
+    let mut command = Command::new(interpreter);
     let mut program = Running::start(command.env("PYTHONMALLOC", "malloc").arg(&script));
     program.stdout_has("ready");
     let path = recording.to_str().expect("a path in UTF-8");
@@ -126,7 +160,7 @@ fn python_functions_files_and_lines_are_those_that_python_tells() {
         assert_eq!(&functions(leak), expected, "{size} bytes");
         let loops = |leak: &Leak| {
             let mut names = leak.stack.iter().map(|frame| frame.function.as_deref());
-            names.any(|name| name.is_some_and(|name| name.starts_with("_PyEval_EvalFrame")))
+            names.any(|name| name.is_some_and(|name| name.starts_with("_PyEval_EvalFrameDefault")))
         };
         assert!(!loops(leak), "{:?}", leak.stack);
     }
