@@ -278,7 +278,7 @@ fn go_reads_a_profile_with_python_functions_and_prints_the_same_totals() {
     let profile = recorded
         .scratch
         .write("profile", recorded.export("allocations", "pprof").stdout);
-    let (totals, raw) = pprof_totals(&profile);
+    let (totals, raw) = pprof::totals(&profile);
     let heap = recorded.traced.first().heap.as_ref().expect("a heap");
     let expected = [
         ("alloc_space", heap.bytes_allocated),
