@@ -34,6 +34,8 @@ counters! {
     LostProcess = "ring_full_process",
     /// No room in the ring buffer for the frames of a stack.
     LostStack = "ring_full_stack",
+    /// No room in the ring buffer for a page that is in the sample of growth.
+    LostTouch = "ring_full_growth",
     /// The map of traced processes was full: a child was not followed.
     TargetsFull = "targets_full",
     /// No room to remember a sampled block: it was not recorded, since its free would not have been.

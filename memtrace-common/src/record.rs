@@ -38,6 +38,8 @@ pub enum Kind {
     StackCopy = 15,
     /// [`PythonCode`]
     PythonCode = 16,
+    /// [`Touch`]
+    Touch = 17,
 }
 
 impl Kind {
@@ -60,6 +62,7 @@ impl Kind {
             14 => Self::Seen,
             15 => Self::StackCopy,
             16 => Self::PythonCode,
+            17 => Self::Touch,
             _ => return None,
         })
     }
@@ -226,6 +229,18 @@ pub struct Fault {
     /// Time to handle it in nanoseconds; `u64::MAX` where the start was not seen.
     pub latency_ns: u64,
     /// Id of the stack, 0 where it is not in the sample of those whose stack is taken.
+    pub stack: u64,
+}
+
+/// A page that was touched first, of the sample that growth is attributed by.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// `extra` is the number of faults that this one stands for.
+    pub header: Header,
+    /// Address that was touched.
+    pub address: u64,
+    /// Id of the stack, 0 for none.
     pub stack: u64,
 }
 
@@ -414,6 +429,7 @@ const _: () = assert!(
     size_of::<PythonCode>() == 56 + PYTHON_NAME_BYTES + PYTHON_FILE_BYTES + PYTHON_LINES_BYTES
 );
 const _: () = assert!(size_of::<Fault>() == 56);
+const _: () = assert!(size_of::<Touch>() == 40);
 const _: () = assert!(size_of::<Syscall>() == 88);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Seen>() == 40);

@@ -75,6 +75,15 @@ fn slot(tid: u32) -> Option<&'static mut FaultSlot> {
     Some(unsafe { &mut *slot })
 }
 
+/// Bits that the start told of the thread's fault at an address; 0 where it did not see that fault.
+#[inline(always)]
+pub fn told_at_start(tid: u32, address: u64) -> u16 {
+    match slot(tid) {
+        Some(slot) if slot.tid == tid && slot.address == address => slot.flags,
+        _ => 0,
+    }
+}
+
 #[inline(always)]
 fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     if floor::hooks_only() {

@@ -4,7 +4,7 @@
 //! the hook and one map look-up. Every helper's result is checked; what could not be recorded is
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
-//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `residency`, `heap`, `sample`,
+//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `growth`, `residency`, `heap`, `sample`,
 //! `stack`, `unwind`, `mapped`, `python`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
@@ -22,6 +22,7 @@ mod emit;
 mod fault;
 mod fault_stack;
 mod floor;
+mod growth;
 mod heap;
 mod mapped;
 mod process;

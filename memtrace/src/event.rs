@@ -62,6 +62,14 @@ pub enum EventKind {
         stack: StackId,
         access: Access,
     },
+    /// A page was touched first, and stands for `faults` such pages: one of the sample that growth is attributed by.
+    Touch {
+        address: u64,
+        stack: StackId,
+        faults: u32,
+    },
+    /// From now on the pages that the process touches first are in the sample, or they are not any more.
+    TouchSampling { on: bool },
     /// The kernel-side histogram of all faults of a process so far; a later one replaces it.
     FaultTotals(Box<FaultTotals>),
     /// A memory system call returned, successfully or not (`result < 0` is an errno).

@@ -19,6 +19,7 @@ use super::{
     target::Target,
 };
 use crate::{
+    model::Thresholds,
     probe::object::LoadOptions,
     store::recording::Writer,
     trace::{Options, Session, watch},
@@ -67,6 +68,7 @@ impl TraceOptions {
             ..usual
         };
         Options {
+            growth: Thresholds::default(),
             follow: !self.no_follow,
             heap: !self.no_heap,
             load,

@@ -32,7 +32,7 @@ const UNSEEN_LISTED: usize = 5;
 /// Options of everything that ends in a report.
 #[derive(Args, Clone, Debug)]
 pub struct ReportOptions {
-    /// Reports, separated by commas: summary, leaks, allocations, peak, lazy, faults, timeline, layout.
+    /// Reports, separated by commas: summary, leaks, allocations, peak, growth, lazy, faults, timeline, layout.
     #[arg(long = "report", value_name = "KIND", value_delimiter = ',', value_parser = known_report)]
     kinds: Vec<String>,
     /// text, json (indented) or json-line; or stacks as folded, pprof or svg (a flame graph), of the report

@@ -22,7 +22,7 @@ use crate::{
 /// Arguments of `report`.
 #[derive(Args)]
 pub struct Report {
-    /// summary (default), leaks, allocations, peak, lazy, faults, timeline, layout.
+    /// summary (default), leaks, allocations, peak, growth, lazy, faults, timeline, layout.
     #[arg(value_parser = super::output::known_report)]
     kind: Option<String>,
     /// The recording, as `-o` wrote it; without it, the daemon is asked.

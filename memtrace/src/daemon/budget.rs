@@ -1,11 +1,12 @@
 //! Keeps to the budget: what is left out when the daemon costs too much, for how long, and that it is said.
 //!
-//! Heap probes are what costs most and what others feel, so those of the process that calls its allocator most are
-//! paused first, then those of the next. What remains, faults and system calls, is what the daemon is for: where that
+//! The sample of growth is an estimate anyhow: it is thinned first, to an eighth, and then not taken at all. Heap probes
+//! are what costs most and what others feel, and what somebody asked for: those of the process that calls its allocator
+//! most are paused next, then those of the one after. What remains, faults and system calls, is what the daemon is for: where that
 //! alone costs too much, it is said and borne.
 
 use super::{config, cost::Cost};
-use crate::{event::Pid, report::document::LeftOut, units};
+use crate::{event::Pid, report::document::LeftOut, trace::Thinning, units};
 
 /// Readings in a row that must be over the budget: a burst is no reason.
 const OVER_TURNS: u32 = 3;
@@ -23,13 +24,33 @@ pub struct Noisy {
     pub comm: String,
 }
 
+/// What can be left out now.
+#[derive(Clone, Debug, Default)]
+pub struct Optional {
+    /// Processes whose growth is sampled.
+    pub sampled: u64,
+    /// The process with heap probes that calls its allocator most.
+    pub noisiest: Option<Noisy>,
+}
+
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Sample growth so far.
+    Sample(Thinning),
     /// Take the heap probes from a process for now.
     Pause(Pid),
     /// Give them back.
     Resume(Pid),
+}
+
+/// What was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Sample(Thinning),
+    Heap(Pid),
+    /// There was nothing to leave out.
+    Nothing,
 }
 
 /// Steps taken, and when the next one is due.
@@ -39,8 +60,8 @@ pub struct Budget {
     calm_since_ns: Option<u64>,
     hold_ns: u64,
     resumed_ns: Option<u64>,
-    /// The last one is taken back first; `None` for a step that leaves nothing out.
-    steps: Vec<(Option<Pid>, LeftOut)>,
+    /// The last one is taken back first.
+    steps: Vec<(Step, LeftOut)>,
 }
 
 impl Budget {
@@ -69,12 +90,7 @@ impl Budget {
     }
 
     /// Judges a reading; `now` is its moment, on the clock of events and in milliseconds since 1970.
-    pub fn judge(
-        &mut self,
-        now: (u64, i64),
-        cost: Cost,
-        noisiest: Option<Noisy>,
-    ) -> Option<Action> {
+    pub fn judge(&mut self, now: (u64, i64), cost: Cost, optional: Optional) -> Option<Action> {
         let (now_ns, now_ms) = now;
         if let Some(why) = self.excess(cost) {
             self.calm_since_ns = None;
@@ -83,7 +99,7 @@ impl Budget {
                 return None;
             }
             self.over = 0;
-            return self.step_down(now_ns, now_ms, &why, noisiest);
+            return self.step_down(now_ns, now_ms, &why, optional);
         }
         self.over = 0;
         if !self.is_calm(cost) {
@@ -95,9 +111,13 @@ impl Budget {
             return None;
         }
         self.calm_since_ns = None;
-        let (pid, _) = self.steps.pop()?;
+        let (step, _) = self.steps.pop()?;
         self.resumed_ns = Some(now_ns);
-        pid.map(Action::Resume)
+        match step {
+            Step::Sample(_) => Some(Action::Sample(self.thinning())),
+            Step::Heap(pid) => Some(Action::Resume(pid)),
+            Step::Nothing => None,
+        }
     }
 
     fn step_down(
@@ -105,28 +125,62 @@ impl Budget {
         now_ns: u64,
         since_ms: i64,
         why: &str,
-        noisiest: Option<Noisy>,
+        optional: Optional,
     ) -> Option<Action> {
         let in_vain = |resumed_ns| now_ns.saturating_sub(resumed_ns) < self.hold_ns;
         if self.resumed_ns.take().is_some_and(in_vain) {
             self.hold_ns = (self.hold_ns * 2).min(MAX_HOLD_NS);
         }
-        let (pid, what) = match noisiest {
-            Some(Noisy { pid, comm }) => (
-                Some(pid),
+        let (step, what) = match (optional, self.thinning()) {
+            (Optional { sampled: 1.., .. }, Thinning::None) => (
+                Step::Sample(Thinning::Eighth),
+                format!("seven eighths of the sample of growth: {why}"),
+            ),
+            (Optional { sampled: 1.., .. }, Thinning::Eighth) => (
+                Step::Sample(Thinning::All),
+                format!("the sample of growth: {why}"),
+            ),
+            (
+                Optional {
+                    noisiest: Some(Noisy { pid, comm }),
+                    ..
+                },
+                _,
+            ) => (
+                Step::Heap(pid),
                 format!("heap probes of {comm} (pid {pid}): {why}"),
             ),
             // Said once.
-            None if self.steps.iter().any(|(pid, _)| pid.is_none()) => return None,
-            None => (None, format!("nothing, though {why}")),
+            _ if self.has(Step::Nothing) => return None,
+            _ => (Step::Nothing, format!("nothing, though {why}")),
         };
-        let step = LeftOut {
+        let step_down = LeftOut {
             since_ms,
             until_ms: None,
             what,
         };
-        self.steps.push((pid, step));
-        pid.map(Action::Pause)
+        self.steps.push((step, step_down));
+        match step {
+            Step::Sample(thinning) => Some(Action::Sample(thinning)),
+            Step::Heap(pid) => Some(Action::Pause(pid)),
+            Step::Nothing => None,
+        }
+    }
+
+    fn has(&self, step: Step) -> bool {
+        self.steps.iter().any(|(taken, _)| *taken == step)
+    }
+
+    /// How much of growth is sampled by the steps that were taken.
+    fn thinning(&self) -> Thinning {
+        let thinning = |step: &Step| match step {
+            Step::Sample(thinning) => Some(*thinning),
+            _ => None,
+        };
+        let mut steps = self.steps.iter().rev();
+        steps
+            .find_map(|(step, _)| thinning(step))
+            .unwrap_or_default()
     }
 
     fn excess(&self, cost: Cost) -> Option<String> {
@@ -168,8 +222,15 @@ mod tests {
         };
         (from..from + 5000).find_map(|second| {
             let now = (second * SECOND, second as i64 * 1000);
-            Some((second, budget.judge(now, cost, noisiest.clone())?))
+            Some((second, budget.judge(now, cost, heap(noisiest.clone()))?))
         })
+    }
+
+    fn heap(noisiest: Option<Noisy>) -> Optional {
+        Optional {
+            sampled: 0,
+            noisiest,
+        }
     }
 
     fn noisy(pid: Pid) -> Option<Noisy> {
@@ -213,6 +274,55 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_of_growth_goes_first_and_comes_back_last() {
+        let mut budget = Budget::new(config::Budget::default());
+        let mut judge = |second: u64, cpu_percent, sampled| {
+            let cost = Cost {
+                cpu_percent,
+                memory: 1,
+            };
+            let optional = Optional {
+                sampled,
+                noisiest: noisy(7),
+            };
+            let now = (second * SECOND, second as i64 * 1000);
+            let action = budget.judge(now, cost, optional)?;
+            Some((
+                action,
+                budget.left_out().last().map(|last| last.what.clone()),
+            ))
+        };
+        let why = "5.0 % of the CPUs were taken, 2 % are allowed";
+        let said = |what: &str| Some(format!("{what}: {why}"));
+        let mut taken = Vec::new();
+        for second in 0..9 {
+            taken.extend(judge(second, 5.0, u64::from(second < 6)));
+        }
+        assert_eq!(
+            taken,
+            [
+                (
+                    Action::Sample(Thinning::Eighth),
+                    said("seven eighths of the sample of growth")
+                ),
+                (Action::Sample(Thinning::All), said("the sample of growth")),
+                (Action::Pause(7), said("heap probes of p7 (pid 7)")),
+            ]
+        );
+        let back: Vec<Action> = (9..300)
+            .filter_map(|second| Some(judge(second, 0.1, 0)?.0))
+            .collect();
+        assert_eq!(
+            back,
+            [
+                Action::Resume(7),
+                Action::Sample(Thinning::Eighth),
+                Action::Sample(Thinning::None)
+            ]
+        );
+    }
+
+    #[test]
     fn a_step_taken_back_in_vain_is_kept_twice_as_long() {
         let mut budget = Budget::new(config::Budget::default());
         until(&mut budget, 0, 5.0, noisy(7));
@@ -241,7 +351,7 @@ mod tests {
                     cpu_percent: 0.1,
                     memory,
                 },
-                None,
+                Optional::default(),
             )
         };
         for second in 0..10 {

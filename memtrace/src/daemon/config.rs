@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{trace::selector::Selector, units};
+use crate::{model::Thresholds, trace::selector::Selector, units};
+
+/// Shortest time after which growth is judged.
+const MIN_AFTER: Duration = Duration::from_secs(10);
 
 /// What the daemon does.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -30,6 +33,8 @@ pub struct Config {
     pub heap: Vec<Selector>,
     /// What all this may cost.
     pub budget: Budget,
+    /// What is sampled of processes that grow, and what is called a leak candidate.
+    pub growth: Growth,
     /// What is told to Prometheus.
     pub metrics: Metrics,
     /// Who may ask.
@@ -60,6 +65,23 @@ pub struct Budget {
     /// Bytes.
     #[serde(deserialize_with = "size")]
     pub memory: u64,
+}
+
+/// Growth by the stacks that touch memory first.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Growth {
+    /// Whether it is sampled at all.
+    pub enabled: bool,
+    /// How long a site must have grown to be a leak candidate.
+    #[serde(deserialize_with = "duration")]
+    pub after: Duration,
+    /// Bytes that it must have grown by.
+    #[serde(deserialize_with = "size")]
+    pub bytes: u64,
+    /// Bytes a second that it must grow by.
+    #[serde(deserialize_with = "size")]
+    pub bytes_per_second: u64,
 }
 
 /// The endpoint that Prometheus scrapes.
@@ -118,6 +140,7 @@ impl Default for Config {
             redact_command_lines: Redaction::Off,
             heap: Vec::new(),
             budget: Budget::default(),
+            growth: Growth::default(),
             metrics: Metrics::default(),
             socket: Socket::default(),
             history: History::default(),
@@ -130,6 +153,33 @@ impl Default for Budget {
         Self {
             cpu_percent: 2.0,
             memory: 256 << 20,
+        }
+    }
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        let Thresholds {
+            after_ns,
+            bytes,
+            bytes_per_second,
+        } = Thresholds::default();
+        Self {
+            enabled: true,
+            after: Duration::from_nanos(after_ns),
+            bytes,
+            bytes_per_second,
+        }
+    }
+}
+
+impl Growth {
+    /// As the model takes them.
+    pub fn thresholds(&self) -> Thresholds {
+        Thresholds {
+            after_ns: u64::try_from(self.after.as_nanos()).unwrap_or(u64::MAX),
+            bytes: self.bytes,
+            bytes_per_second: self.bytes_per_second,
         }
     }
 }
@@ -253,6 +303,9 @@ impl Config {
         }
         if self.metrics.profiles && !self.metrics.enabled {
             return Some(("profiles", "are served where metrics are: enabled = true"));
+        }
+        if self.growth.after < MIN_AFTER {
+            return Some(("after", "is 10s at least: everything is read once a second"));
         }
         if self.socket.clients == 0 {
             return Some(("clients", "is 1 at least"));

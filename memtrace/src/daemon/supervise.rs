@@ -18,7 +18,7 @@ use super::{
     Config, DaemonError,
     access::Viewer,
     archive::{Archive, Moment},
-    budget::{Action, Budget, Noisy},
+    budget::{Action, Budget, Noisy, Optional},
     config,
     cost::Meter,
     instance::Instance,
@@ -122,6 +122,7 @@ fn start(config: &Config, log_level: log::LevelFilter) -> Result<Session, Daemon
     let options = Options {
         follow: true,
         heap: true,
+        growth: config.growth.thresholds(),
         load,
     };
     let mut session = Session::new(options, None)?;
@@ -239,6 +240,9 @@ impl Daemon {
             let mut metrics = metrics.borrow_mut();
             metrics.update(&rows, &ended, self.table.listing());
         }
+        if self.config.growth.enabled {
+            self.session.follow_growth(time_ns, &rows);
+        }
         let noisiest = self.noisiest(&rows);
         self.budget.read_clock(moment.now_ms);
         if let Some(archive) = &mut self.archive {
@@ -247,8 +251,13 @@ impl Daemon {
         }
         let cost = self.meter.read(time_ns, self.session.spent_ns());
         log::debug!("it costs {cost:?}");
-        let action = self.budget.judge((time_ns, moment.now_ms), cost, noisiest);
+        let optional = Optional {
+            sampled: self.session.sampled().count() as u64,
+            noisiest,
+        };
+        let action = self.budget.judge((time_ns, moment.now_ms), cost, optional);
         match action {
+            Some(Action::Sample(thinning)) => self.session.thin_growth(thinning),
             Some(Action::Pause(pid)) => self.session.heap_pause(pid),
             Some(Action::Resume(pid)) => self.session.heap_resume(pid),
             None => return,

@@ -9,10 +9,13 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use crate::event::{Access, FileMapped, MemoryTotals};
 
 use super::{
+    growth::Growth,
     intervals::Intervals,
     pages::{HUGE_PAGES, Pages},
     reconcile::Reading,
-    region::{Huge, Kind, Mapped, OnFork, PAGE, Region, is_file, is_unnamed, page_up, span},
+    region::{
+        Huge, Kind, Mapped, OnFork, PAGE, Region, is_allocator, is_file, is_unnamed, page_up, span,
+    },
 };
 
 /// Bytes around a faulting file page that the kernel maps with it, where the page cache has them.
@@ -71,6 +74,7 @@ pub struct AddressSpace {
     pub(super) peak_committed: u64,
     pub(super) failed_calls: BTreeMap<&'static str, u64>,
     pub(super) reading: Option<Box<Reading>>,
+    pub(super) growth: Growth,
 }
 
 impl AddressSpace {
@@ -138,8 +142,36 @@ impl AddressSpace {
 
     /// The pages of `range` are not resident any more.
     pub(super) fn discard(&mut self, range: &Range<u64>) {
-        self.pages
-            .remove_range(range.start / PAGE..range.end / PAGE);
+        let pages = range.start / PAGE..range.end / PAGE;
+        self.growth.remove(pages.clone());
+        self.pages.remove_range(pages);
+    }
+
+    /// The site of a stack that touches pages first.
+    pub fn growth_site(&mut self, stack: u32, frames: &[u64]) -> u32 {
+        let regions = &self.regions;
+        let is_plumbing = |address| {
+            let path = regions.at(address).and_then(|(_, region)| region.path());
+            path.is_some_and(is_allocator)
+        };
+        self.growth.site(stack, frames, is_plumbing)
+    }
+
+    /// A page was touched first, by one of `faults` faults.
+    pub fn touch(&mut self, time_ns: u64, address: u64, site: Option<u32>, faults: u32) {
+        let (kind, huge) = match self.regions.at(address) {
+            Some((start, region)) => {
+                let inside = is_inside(huge_range(address / PAGE), &(start..region.end));
+                (region.kind, region.huge == Huge::Advised && inside)
+            }
+            // Told before the call that mapped it.
+            None => (Kind::Anonymous, false),
+        };
+        if kind.is_anonymous() || kind == Kind::Shared {
+            let pages = if huge { HUGE_PAGES } else { 1 };
+            let stands_for = u64::from(faults.max(1)) * pages;
+            self.growth.touch(time_ns, address / PAGE, site, stands_for);
+        }
     }
 
     /// The pages changed by other means than the kernel's counters or smaps.

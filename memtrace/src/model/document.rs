@@ -14,6 +14,7 @@ use crate::{
 
 use super::{
     Model, address_space,
+    growth::GrowthUses,
     heap::Counts,
     process::{HeapSeen, Process, Space, modules},
     region::Kind,
@@ -67,9 +68,17 @@ impl Model {
         let Some(process) = self.current.get(&pid).and_then(|id| self.processes.get(id)) else {
             return unnamed;
         };
-        let (uses, faults) = match (&process.summary, self.spaces.get(&process.space)) {
-            (Some(summary), _) => (summary.sites.clone(), summary.fault_sites.clone()),
-            (None, Some(space)) => (SiteUses::of(&space.heap), process.fault_sites.sorted()),
+        let (uses, faults, growth) = match (&process.summary, self.spaces.get(&process.space)) {
+            (Some(summary), _) => (
+                summary.sites.clone(),
+                summary.fault_sites.clone(),
+                summary.growth.clone(),
+            ),
+            (None, Some(space)) => (
+                SiteUses::of(&space.heap),
+                process.fault_sites.sorted(),
+                self.growth_of(process),
+            ),
             (None, None) => Default::default(),
         };
         let known = self.images.get(&process.image).map(|image| &image.symbols);
@@ -85,6 +94,9 @@ impl Model {
         }
         for one in &faults {
             add(&one.place.frames(&self.stacks));
+        }
+        for site in growth.iter().flat_map(GrowthUses::stacks) {
+            add(&self.stacks.frames(site));
         }
         unnamed.sort_unstable();
         unnamed
@@ -112,6 +124,15 @@ impl Model {
         self.coverage.document(unmatched, implied)
     }
 
+    /// How the memory of a process grows; `None` where no sample of it was taken, or the memory is another's.
+    pub(super) fn growth_of(&self, process: &Process) -> Option<GrowthUses> {
+        if process.guest_of.is_some() {
+            return None;
+        }
+        let space = self.spaces.get(&process.space)?;
+        space.memory.growth.uses(&self.limits.growth)
+    }
+
     pub(super) fn full_row(&self, process: &Process) -> Option<Row> {
         let none = FxHashMap::default();
         let symbols = self
@@ -129,7 +150,8 @@ impl Model {
                 modules: &summary.modules,
             };
             let uses = (&self.stacks, &summary.sites);
-            site_rows::fill(&mut row, uses, &summary.fault_sites, &names, now);
+            let touched = (&summary.fault_sites[..], summary.growth.as_ref());
+            site_rows::fill(&mut row, uses, touched, &names, now);
             return Some(row);
         }
         let space = self.spaces.get(&process.space)?;
@@ -140,7 +162,9 @@ impl Model {
         };
         let uses = process.heap_of(space).map(SiteUses::of).unwrap_or_default();
         let faults = process.fault_sites.sorted();
-        site_rows::fill(&mut row, (&self.stacks, &uses), &faults, &names, now);
+        let growth = self.growth_of(process);
+        let touched = (&faults[..], growth.as_ref());
+        site_rows::fill(&mut row, (&self.stacks, &uses), touched, &names, now);
         Some(row)
     }
 
@@ -180,6 +204,7 @@ impl Model {
             sites: Vec::new(),
             other_sites: None,
             fault_sites: Vec::new(),
+            growth: None,
             frames: Vec::new(),
             regions: regions(&memory),
             timeline: process

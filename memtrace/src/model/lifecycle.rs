@@ -315,6 +315,7 @@ impl Model {
                 row,
                 sites,
                 fault_sites,
+                growth: self.growth_of(&process),
                 modules: modules(&space.memory),
                 counts: heap.map(super::heap::Heap::counts),
                 complete: space.complete && !space.lossy,

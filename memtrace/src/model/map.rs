@@ -162,10 +162,9 @@ impl AddressSpace {
         }
         self.regions.insert(new.start, region);
         self.discard(&new);
-        self.pages.move_range(
-            old.start / PAGE..(old.start + kept) / PAGE,
-            new.start / PAGE,
-        );
+        let pages = old.start / PAGE..(old.start + kept) / PAGE;
+        self.growth.move_range(pages.clone(), new.start / PAGE);
+        self.pages.move_range(pages, new.start / PAGE);
         if flags & MREMAP_DONTUNMAP == 0 {
             self.unmap(old, entered_ns);
         }

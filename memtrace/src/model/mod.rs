@@ -19,6 +19,7 @@ mod estimate;
 mod fault;
 mod fault_site;
 mod freed;
+mod growth;
 mod heap;
 mod intervals;
 mod lifecycle;
@@ -33,6 +34,7 @@ mod stacks;
 mod tally;
 mod timeline;
 mod totals;
+mod trend;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -45,6 +47,7 @@ use crate::{
 };
 
 pub use fault::latency_of;
+pub use trend::Thresholds;
 
 use self::{
     blocks::Block,
@@ -68,6 +71,8 @@ pub struct Limits {
     pub exited_sites: usize,
     /// Allocation sites kept for all exited processes together; beyond it a tenth of `exited_sites` each.
     pub all_exited_sites: usize,
+    /// Past what a site that grows is called a leak candidate.
+    pub growth: Thresholds,
 }
 
 impl Default for Limits {
@@ -78,6 +83,7 @@ impl Default for Limits {
             exited_timeline_points: 64,
             exited_sites: 5000,
             all_exited_sites: 250_000,
+            growth: Thresholds::default(),
         }
     }
 }
@@ -358,7 +364,12 @@ impl Model {
             EventKind::Free { address } => space.heap.free(event.time_ns, *address),
             EventKind::AllocFailed { .. } => space.heap.fail(),
             EventKind::Symbol(symbol) => self.name_address(id, symbol),
-            _ => apply_to_memory(process, space, &mut self.stacks, event),
+            _ => {
+                apply_to_memory(process, space, &mut self.stacks, event);
+                if let EventKind::Memory(_) = event.kind {
+                    space.memory.growth.tick(event.time_ns, &self.limits.growth);
+                }
+            }
         }
         self.sample(id, event.time_ns);
     }
@@ -479,6 +490,18 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, stacks: &mut Stacks
                 .fault_sites
                 .record(interrupted(*ip), latency_ns, access.major, site);
         }
+        EventKind::Touch {
+            address,
+            stack,
+            faults,
+        } => {
+            let site = (*stack != 0).then(|| {
+                let stack = stacks.intern(*stack);
+                memory.growth_site(stack, &stacks.frames(stack))
+            });
+            memory.touch(time_ns, *address, site, *faults);
+        }
+        EventKind::TouchSampling { on } => memory.growth.switch(time_ns, *on),
         EventKind::FaultTotals(totals) => process.faults.set_totals(totals),
         EventKind::Syscall(call) => memory.call(time_ns, call),
         EventKind::FileMapped(mapped) if !held => memory.announce(time_ns, mapped),

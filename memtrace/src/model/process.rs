@@ -13,6 +13,7 @@ use super::{
     address_space::AddressSpace,
     fault::FaultStats,
     fault_site::{FaultSites, FaultUse},
+    growth::GrowthUses,
     heap::{Counts, Heap},
     region::{Kind, Mapped, is_file},
     site::SiteUses,
@@ -89,6 +90,8 @@ pub struct Summary {
     pub sites: SiteUses,
     /// Where it took its faults, most faults first.
     pub fault_sites: Vec<FaultUse>,
+    /// How its memory grew, where that was sampled.
+    pub growth: Option<GrowthUses>,
     /// Its file mappings.
     pub modules: Vec<Module>,
     /// Heap counts; `None` where the heap was another's or not seen.

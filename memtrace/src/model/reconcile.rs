@@ -75,6 +75,14 @@ impl AddressSpace {
             }
         }
         self.pages.replace(pages);
+        for line in &reading.regions {
+            // A page that was swapped out was not given back.
+            if line.resident_pages.is_some() && line.swapped_bytes == 0 {
+                let (range, pages) = (line.start / PAGE..line.end / PAGE, &self.pages);
+                self.growth
+                    .keep(range, reading.begun_ns, |page| pages.contains(page));
+            }
+        }
         // A page touched meanwhile may lie in a mapping that is gone.
         for gap in self.regions.gaps(0..ADDRESS_LIMIT) {
             self.discard(&gap);

@@ -99,6 +99,23 @@ pub fn is_file(path: &str) -> bool {
     path.starts_with('/') && !is_unnamed(path)
 }
 
+/// Whether a file is a C library or an allocator by its name: what touches memory on behalf of its callers.
+pub fn is_allocator(path: &str) -> bool {
+    const NAMES: [&str; 9] = [
+        "libc.so",
+        "libc-2",
+        "libc.musl",
+        "ld-musl",
+        "libstdc++.so",
+        "libc++",
+        "libjemalloc",
+        "libtcmalloc",
+        "libmimalloc",
+    ];
+    let name = path.rsplit('/').next().unwrap_or(path);
+    NAMES.iter().any(|known| name.starts_with(known))
+}
+
 /// What is mapped: a file, or a pseudo-path such as `[vdso]`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mapped {

@@ -9,12 +9,14 @@ use rustc_hash::FxHashMap;
 use crate::{
     event::Symbol,
     report::document::{
-        FaultSite, FoundBy, Frame, Leak, OtherSites, Process as Row, Site, SiteTotals, StackEnd,
+        FaultSite, FoundBy, Frame, Growth, GrowthPoint, GrowthSite, Leak, OtherSites,
+        Process as Row, Site, SiteTotals, StackEnd,
     },
 };
 
 use super::{
     fault_site::FaultUse,
+    growth::{GrowthUse, GrowthUses},
     process::Module,
     site::{SiteUses, Use},
     stacks::Stacks,
@@ -58,11 +60,11 @@ impl FrameTable {
     }
 }
 
-/// Fills the sites, the leaks and the fault sites of a row.
+/// Fills the sites, the leaks, the fault sites and the growth of a row.
 pub fn fill(
     row: &mut Row,
     (stacks, uses): (&Stacks, &SiteUses),
-    faults: &[FaultUse],
+    (faults, growth): (&[FaultUse], Option<&GrowthUses>),
     names: &Names<'_>,
     now_ns: u64,
 ) {
@@ -110,7 +112,44 @@ pub fn fill(
             stack: table.stack(&one.place.frames(stacks), names),
         })
         .collect();
+    row.growth = growth.map(|growth| Growth {
+        since_ns: growth.since_ns,
+        until_ns: growth.until_ns,
+        sites: (growth.sites.iter())
+            .map(|one| growth_site(one, stacks, &mut table, names, now_ns))
+            .collect(),
+    });
     row.frames = table.frames;
+}
+
+fn growth_site(
+    one: &GrowthUse,
+    stacks: &Stacks,
+    table: &mut FrameTable,
+    names: &Names<'_>,
+    now_ns: u64,
+) -> GrowthSite {
+    let frames = one.site.map(|site| stacks.frames(site));
+    GrowthSite {
+        bytes: one.bytes,
+        bytes_error: one.bytes_error,
+        samples: one.samples,
+        bytes_per_second: one.trend.bytes_per_second,
+        bytes_per_second_error: one.trend.error,
+        confidence: one.trend.confidence,
+        over_ns: one.trend.over_ns,
+        leak_candidate: one.trend.is_candidate,
+        oldest_age_ns: now_ns.saturating_sub(one.oldest_ns),
+        newest_age_ns: now_ns.saturating_sub(one.newest_ns),
+        points: (one.points.iter())
+            .map(|point| GrowthPoint {
+                time_ns: point.time_ns,
+                bytes: point.bytes,
+            })
+            .collect(),
+        stack_end: (one.site).and_then(|site| stacks.end(site)).map(stack_end),
+        stack: table.stack(&frames.unwrap_or_default(), names),
+    }
 }
 
 fn stack_end(end: End) -> StackEnd {

@@ -31,7 +31,7 @@ pub struct FaultProbes {
 }
 
 /// A link, and the event that it is on.
-type Attached = [OwnedFd; 2];
+pub(super) type Attached = [OwnedFd; 2];
 
 const ENDS: [(&str, &str, Source); 2] = [
     ("fault_end_minor", "page-faults-min", Source::MinorFaults),
@@ -141,7 +141,7 @@ fn attach_on(object: &Object, area: &Area, cpu: u32) -> Result<Vec<Attached>, Er
     Ok(attached)
 }
 
-fn attach(
+pub(super) fn attach(
     object: &Object,
     (program, name, source): (&'static str, &str, Source),
     scope: Scope,

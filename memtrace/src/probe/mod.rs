@@ -12,6 +12,7 @@ pub mod contents;
 pub mod error;
 pub mod fault;
 pub mod flow;
+pub mod growth;
 pub mod heap;
 pub mod hotplug;
 pub mod image;

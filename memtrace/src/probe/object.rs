@@ -84,6 +84,7 @@ pub struct Object {
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
     ends_everywhere: Array<MapData, u32>,
+    growing: HashMap<MapData, u32, u32>,
     code_spaces: Spaces,
     rows: Option<MappedRows>,
 }
@@ -137,6 +138,7 @@ impl Object {
             histograms: hash(&mut ebpf, "HISTOGRAMS")?,
             counters: array(&mut ebpf, "COUNTERS")?,
             ends_everywhere: array(&mut ebpf, "ENDS_EVERYWHERE")?,
+            growing: hash(&mut ebpf, "GROWING")?,
             code_spaces: hash(&mut ebpf, SPACES)?,
             rows: Some(MappedRows::take(&mut ebpf, options.unwind_rows)?),
             ebpf,
@@ -256,6 +258,21 @@ impl Object {
             reason: error.to_string(),
         })?;
         Ok(true)
+    }
+
+    /// How many faults of a process that grows one in the sample stands for; `None` takes none any more.
+    pub fn set_growing(&mut self, pid: u32, stands_for: Option<u32>) -> Result<(), Error> {
+        let done = match stands_for {
+            Some(stands_for) => self.growing.insert(pid, stands_for, 0),
+            None => match self.growing.remove(&pid) {
+                Err(MapError::KeyNotFound) => Ok(()),
+                done => done,
+            },
+        };
+        done.map_err(|error| Error::Map {
+            name: "GROWING",
+            reason: error.to_string(),
+        })
     }
 
     /// Stops tracing every process.

@@ -110,7 +110,11 @@ pub struct Process {
     /// Where its present program took page faults, most first. Those of `faults` that are missing here were of
     /// a program before exec, lost or too many to list.
     pub fault_sites: Vec<FaultSite>,
-    /// What the stacks of `sites` and `fault_sites` are made of.
+    /// Which stacks touched first what it committed since it was seen to grow, by a sample; null where no sample was
+    /// taken.
+    #[serde(default)]
+    pub growth: Option<Growth>,
+    /// What the stacks of `sites`, `fault_sites` and `growth` are made of.
     pub frames: Vec<Frame>,
     /// Mappings.
     pub regions: Vec<Region>,
@@ -119,7 +123,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// The frames of a stack of [`Process::sites`] or [`Process::fault_sites`].
+    /// The frames of a stack that is told by indices.
     pub fn stack(&self, stack: &[u32]) -> impl Iterator<Item = &Frame> {
         (stack.iter()).filter_map(|&index| self.frames.get(index as usize))
     }
@@ -362,6 +366,57 @@ pub struct FaultSite {
     pub stack_end: Option<StackEnd>,
     /// Indices into [`Process::frames`], innermost first: the instruction that took the fault and its callers.
     pub stack: Vec<u32>,
+}
+
+/// Growth of committed memory by the stacks that touched its pages first. Pages of files are not in it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Growth {
+    /// When the sample was begun: pages of before are in no site.
+    pub since_ns: u64,
+    /// When it was stopped; null while it is taken.
+    pub until_ns: Option<u64>,
+    /// Leak candidates first, then most bytes first.
+    pub sites: Vec<GrowthSite>,
+}
+
+/// What one stack touched first and was not given back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GrowthSite {
+    /// Bytes, as estimated by the sample.
+    pub bytes: u64,
+    /// Standard error of `bytes`; 0 where each page is in the sample.
+    pub bytes_error: u64,
+    /// Pages in the sample.
+    pub samples: u64,
+    /// Growth a second, by least squares.
+    pub bytes_per_second: f64,
+    /// Standard error of `bytes_per_second`.
+    pub bytes_per_second_error: f64,
+    /// Probability that it grows, by the two figures before.
+    pub confidence: f64,
+    /// The time up to now that these are of.
+    pub over_ns: u64,
+    /// It grows steadily, does not come back down, and is past the thresholds of the configuration.
+    pub leak_candidate: bool,
+    /// Age of the first page that it holds.
+    pub oldest_age_ns: u64,
+    /// Age of the last.
+    pub newest_age_ns: u64,
+    /// What it held over time.
+    pub points: Vec<GrowthPoint>,
+    /// Why `stack` has no more frames; null where no stack was taken.
+    pub stack_end: Option<StackEnd>,
+    /// Indices into [`Process::frames`], innermost first.
+    pub stack: Vec<u32>,
+}
+
+/// What a site held at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowthPoint {
+    /// When.
+    pub time_ns: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// Why a stack has no more frames.

@@ -201,6 +201,7 @@ pub(crate) fn process() -> Process {
         sites: Vec::new(),
         other_sites: None,
         fault_sites: Vec::new(),
+        growth: None,
         frames: Vec::new(),
         regions: vec![
             region(0x7f00_0000_0000, 10_240 * MIB, 104 * MIB, None),

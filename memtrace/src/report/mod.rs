@@ -13,6 +13,7 @@ mod faults;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod gate;
+mod growth;
 mod layout;
 mod lazy;
 mod leaks;
@@ -69,6 +70,7 @@ pub const ALL: &[&dyn Report] = &[
     &leaks::Leaks,
     &sites::ALLOCATIONS,
     &sites::PEAK,
+    &growth::GrowthReport,
     &lazy::Lazy,
     &faults::Faults,
     &timeline::Timeline,
@@ -150,7 +152,7 @@ mod tests {
     fn unknown_names_are_told_what_there_is() {
         assert_eq!(
             by_name("leak").err().unwrap().to_string(),
-            "no report is called \"leak\"; there are summary, leaks, allocations, peak, lazy, faults, timeline, layout"
+            "no report is called \"leak\"; there are summary, leaks, allocations, peak, growth, lazy, faults, timeline, layout"
         );
     }
 

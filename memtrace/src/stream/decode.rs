@@ -13,7 +13,7 @@ use memtrace_common::{
         FAULT_ACCESS_KNOWN, FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION,
         FAULT_WRITE, Fault, Fork, Free, Header, Kind, MEMORY_APPROXIMATE, MEMORY_FINAL, Memory,
         PYTHON_FILE_BYTES, PYTHON_LINES_BYTES, PYTHON_NAME_BYTES, PythonCode, PythonHead, Realloc,
-        Rename, Seen, StackCopy,
+        Rename, Seen, StackCopy, Touch,
     },
     unwind::End,
 };
@@ -72,7 +72,7 @@ wire!(
     Arguments,
     Exit
 );
-wire!(Rename, Memory, Seen, StackCopy, PythonHead);
+wire!(Touch, Rename, Memory, Seen, StackCopy, PythonHead);
 
 fn read<T: Wire>(bytes: &[u8]) -> Result<T, DecodeError> {
     if bytes.len() < size_of::<T>() {
@@ -139,6 +139,7 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, DecodeError> {
         Kind::StackCopy => return copy(bytes),
         Kind::PythonCode => return python_code(bytes),
         Kind::Fault => fault(&read(bytes)?),
+        Kind::Touch => touch(read(bytes)?),
         Kind::Syscall => syscall(&read(bytes)?)?,
         Kind::Fork => fork(&read(bytes)?),
         Kind::Exec => exec(&read(bytes)?),
@@ -312,6 +313,14 @@ fn fault(fault: &Fault) -> EventKind {
             protection: has(FAULT_PROTECTION),
             instruction: has(FAULT_INSTRUCTION),
         },
+    }
+}
+
+fn touch(touch: Touch) -> EventKind {
+    EventKind::Touch {
+        address: touch.address,
+        stack: touch.stack,
+        faults: touch.header.extra,
     }
 }
 

@@ -90,6 +90,16 @@ impl Stream {
         self.unwinder.leave(pid);
     }
 
+    /// The same of a process that grows, and of none that it forks.
+    pub fn take_stacks_of_growth(&mut self, pid: Pid, mappings: &[Mapping]) {
+        self.unwinder.follow_growth(pid, mappings);
+    }
+
+    /// Does not any more for that reason.
+    pub fn leave_stacks_of_growth(&mut self, pid: Pid) {
+        self.unwinder.leave_growth(pid);
+    }
+
     /// Adds the end of a process that was found gone without its end being told.
     pub fn push_end(&mut self, pid: Pid, time_ns: u64) {
         self.starts.remove(&pid);

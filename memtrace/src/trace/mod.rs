@@ -5,6 +5,8 @@ mod census;
 mod descriptors;
 mod followed;
 pub mod foreseen;
+mod growing;
+mod growth_watch;
 mod heap_watch;
 pub mod launch;
 mod modules;
@@ -16,5 +18,6 @@ mod session;
 mod unfollowed;
 pub mod watch;
 
+pub use growing::Thinning;
 pub use selected::SelectError;
 pub use session::{Finished, Options, Session};

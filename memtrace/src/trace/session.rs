@@ -11,6 +11,7 @@ use memtrace_common::target::AREA_NONE;
 
 use super::{
     census::Census,
+    growing::Growing,
     heap_watch::{HeapWatch, Mapped},
     modules::Modules,
     naming::Names,
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     event::{Event, EventKind, Machine, Pid},
-    model::{Limits, Model},
+    model::{Limits, Model, Thresholds},
     probe::{
         Error,
         area::Area,
@@ -46,6 +47,8 @@ pub struct Options {
     pub follow: bool,
     /// Heap probes.
     pub heap: bool,
+    /// Past what a site that grows is called a leak candidate.
+    pub growth: Thresholds,
     /// How the programs are loaded.
     pub load: LoadOptions,
 }
@@ -78,6 +81,8 @@ pub struct Session {
     pub(super) selection: Selection,
     /// Processes that were not chosen when they were met, and how often they are looked at yet.
     pub(super) young: HashMap<Pid, u32>,
+    /// Of an area, whose growth is sampled.
+    pub(super) growing: Growing,
     cgroups: HashMap<Pid, Box<str>>,
     /// When the trace began.
     pub(super) began: SystemTime,
@@ -107,10 +112,14 @@ impl Session {
         let stream = Stream::new(object.take_ring()?, unwinder);
         let logger = object.logger();
         let statuses = points::attach(&mut object)?;
+        let limits = Limits {
+            growth: options.growth,
+            ..Limits::default()
+        };
         let model = if options.load.tell_faults {
-            Model::new(Limits::default())
+            Model::new(limits)
         } else {
-            Model::sampled(Limits::default())
+            Model::sampled(limits)
         };
         let why_off = if options.load.area.kind == AREA_NONE {
             "heap probes were turned off (--no-heap)"
@@ -118,6 +127,7 @@ impl Session {
             "the daemon has no heap probes on it (memtrace heap on)"
         };
         let heap = HeapWatch::new(options.heap.then(|| HeapProbes::new(tracefs)), why_off);
+        let growing = Growing::new(options.growth.after_ns);
         let mut session = Self {
             options,
             stream,
@@ -139,6 +149,7 @@ impl Session {
             unfollowed: Unfollowed::default(),
             selection: Selection::default(),
             young: HashMap::new(),
+            growing,
             cgroups: HashMap::new(),
             began: SystemTime::now(),
             modules: Modules::default(),
@@ -308,6 +319,7 @@ impl Session {
                 self.consume(event);
                 self.consume(self.unavailable(pid, time_ns));
                 if self.area.is_some() {
+                    self.leave_growth(pid);
                     self.choose_executed(pid);
                 }
                 self.look_at_program(pid, time_ns);
@@ -374,6 +386,7 @@ impl Session {
                 }
                 if self.area.is_some() {
                     self.modules.forget(event.pid);
+                    self.leave_growth(event.pid);
                     self.choose_ended(event.pid);
                 }
                 self.consume(event);

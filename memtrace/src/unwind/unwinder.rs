@@ -42,6 +42,8 @@ pub struct Unwinder {
     active: bool,
     /// The processes whose stacks are taken; `None` for all.
     chosen: Option<HashSet<Pid>>,
+    /// Those besides whose growth is sampled.
+    growing: HashSet<Pid>,
     tables: Tables,
     spaces: Spaces,
     interpreters: Interpreters,
@@ -62,6 +64,7 @@ impl Unwinder {
         Self {
             active,
             chosen: None,
+            growing: HashSet::new(),
             tables: Tables::new(store),
             spaces: Spaces::default(),
             interpreters: Interpreters::default(),
@@ -91,6 +94,32 @@ impl Unwinder {
     pub fn leave(&mut self, pid: Pid) {
         if let Some(chosen) = &mut self.chosen {
             chosen.remove(&pid);
+            self.drop_unused(pid);
+        }
+    }
+
+    /// Keeps tables of a process for the sake of its growth: what it forks has none.
+    pub fn follow_growth(&mut self, pid: Pid, mappings: &[Mapping]) {
+        let is_chosen = self.is_chosen(pid);
+        if self.growing.insert(pid) && !is_chosen {
+            self.spaces.seed(pid, mappings);
+        }
+    }
+
+    /// Keeps none any more for that reason.
+    pub fn leave_growth(&mut self, pid: Pid) {
+        if self.growing.remove(&pid) {
+            self.drop_unused(pid);
+        }
+    }
+
+    fn is_chosen(&self, pid: Pid) -> bool {
+        let chosen = self.chosen.as_ref();
+        chosen.is_none_or(|chosen| chosen.contains(&pid))
+    }
+
+    fn drop_unused(&mut self, pid: Pid) {
+        if !self.is_chosen(pid) && !self.growing.contains(&pid) {
             self.seen.remove(&pid);
             self.spaces.leave(pid);
         }
@@ -102,7 +131,8 @@ impl Unwinder {
             return true;
         };
         if !chosen.contains(&event.pid) {
-            return false;
+            let forks = matches!(event.kind, EventKind::Fork { .. });
+            return self.growing.contains(&event.pid) && !forks;
         }
         match event.kind {
             EventKind::Fork { child, .. } => {
@@ -140,10 +170,14 @@ impl Unwinder {
 
     /// Puts the id of the walked stack in place of the mark of a copied one.
     pub fn resolve(&mut self, event: &mut Event) {
-        let of_fault = matches!(event.kind, EventKind::Fault { .. });
+        let of_fault = matches!(
+            event.kind,
+            EventKind::Fault { .. } | EventKind::Touch { .. }
+        );
         if let EventKind::Alloc { stack, .. }
         | EventKind::Realloc { stack, .. }
-        | EventKind::Fault { stack, .. } = &mut event.kind
+        | EventKind::Fault { stack, .. }
+        | EventKind::Touch { stack, .. } = &mut event.kind
             && *stack == COPIED
         {
             *stack = self.copied.remove(&(event.tid, of_fault)).unwrap_or(0);

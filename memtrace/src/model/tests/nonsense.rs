@@ -18,6 +18,7 @@ fn nonsense_cannot_break_it() {
             timeline_points: 8,
             exited_timeline_points: 4,
             exited_sites: 2,
+            growth: Thresholds::default(),
             all_exited_sites: 5,
         };
         let mut trace = Trace(Model::new(limits));

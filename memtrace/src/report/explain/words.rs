@@ -252,6 +252,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         action: "A larger --sample-bytes.",
     },
     Entry {
+        word: "ring_full_growth",
+        aliases: &["growth_not_sampled"],
+        meaning: "A page of the sample of growth did not fit into the ring buffer; or a process that grows was not sampled, since 32 others were or it has more than 1,024 threads. What its sites hold is more than the report says.",
+        action: "ring_full_growth: a larger ring_buffer. The other: a daemon over a cgroup of fewer processes.",
+    },
+    Entry {
         word: "targets_full",
         aliases: &["target"],
         meaning: "The map of traced processes was full: a child was not followed, and is in no figure.",

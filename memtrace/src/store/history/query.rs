@@ -270,6 +270,7 @@ fn process(row: &Found<'_>) -> rusqlite::Result<Process> {
         sites: Vec::new(),
         other_sites: None,
         fault_sites: Vec::new(),
+        growth: None,
         frames: Vec::new(),
         regions: Vec::new(),
         timeline: Vec::new(),

@@ -245,6 +245,8 @@ impl Rows {
             | Tag::Counted
             | Tag::Probe
             | Tag::Sampling
+            | Tag::Touch
+            | Tag::TouchSampling
             | Tag::Machine => {
                 let json = self
                     .detail

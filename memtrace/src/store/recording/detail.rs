@@ -133,6 +133,14 @@ enum Detail {
     Sampling {
         bytes: u64,
     },
+    Touch {
+        address: u64,
+        stack: StackId,
+        faults: u32,
+    },
+    TouchSampling {
+        on: bool,
+    },
     Machine(#[serde(with = "machine")] Box<Machine>),
     #[serde(skip)]
     End,

@@ -78,6 +78,12 @@ fn heap() -> Vec<EventKind> {
             end: End::NotKnown,
         },
         EventKind::Sampling { bytes: 512 << 10 },
+        EventKind::Touch {
+            address: 1 << 40,
+            stack: u64::MAX,
+            faults: 9,
+        },
+        EventKind::TouchSampling { on: true },
         EventKind::HeapProbes {
             allocator: "jemalloc".into(),
             unavailable: None,

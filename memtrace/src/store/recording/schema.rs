@@ -71,6 +71,8 @@ tags! {
     Machine = "machine",
     End = "end",
     Sampling = "sampling",
+    Touch = "touch",
+    TouchSampling = "touch_sampling",
 }
 
 /// The allocator functions, in the order of the dictionary.

@@ -1,0 +1,447 @@
+//! Growth of committed memory by the stacks that touched its pages first.
+//!
+//! A sample of the pages is known, each with the number of pages that it stands for. A page that is given back
+//! (munmap, MADV_DONTNEED, a smaller heap, another mapping in its place) is taken off the site that touched it, so what
+//! a site holds at a time is an estimate that is right on average. Its variance is that of drawing each page by itself:
+//! `n (n - 1)` pages² for a page that stands for n; none where each page is known.
+//!
+//! Stacks that differ within the allocator or the C library alone are one site: an allocator touches pages itself, at
+//! many of its own instructions, and memset does for its caller.
+//!
+//! Only memory of the process's own or shared memory counts, not the pages of files: those the kernel takes back when it
+//! needs them.
+
+use std::{collections::BTreeMap, hash::BuildHasher as _, ops::Range};
+
+use memtrace_common::frame::Frame;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use super::{
+    region::PAGE,
+    trend::{Point, Series, Thresholds, Trend, judge},
+};
+
+/// Pages in the sample of one address space at most: beyond it fewer stand for more.
+const MAX_PAGES: usize = 1 << 14;
+
+/// Sites of one address space at most; the pages of others are one site's, without a stack.
+const MAX_SITES: usize = 256;
+
+/// Sites that are known by their callers at most.
+const MAX_STACKS: usize = 1 << 12;
+
+/// Points of a site within the time after which it may be a candidate.
+const POINTS: u64 = 36;
+
+/// A page of the sample.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    site: Option<u32>,
+    /// Pages that it stands for.
+    stands_for: u64,
+    touched_ns: u64,
+}
+
+/// What is known of one site.
+#[derive(Clone, Debug, Default)]
+struct Site {
+    pages: u64,
+    samples: u64,
+    /// Of all that came and went, in pages².
+    variance: f64,
+    low: u64,
+    high: u64,
+    series: Series,
+}
+
+impl Site {
+    fn changed(&mut self, page: &Page) {
+        self.variance += variance(page);
+        self.low = self.low.min(self.pages);
+        self.high = self.high.max(self.pages);
+    }
+}
+
+fn variance(page: &Page) -> f64 {
+    page.stands_for as f64 * (page.stands_for as f64 - 1.0)
+}
+
+/// The sample of one address space.
+#[derive(Clone, Debug, Default)]
+pub struct Growth {
+    /// When it was begun; `None` where none was ever taken.
+    since_ns: Option<u64>,
+    /// When it was stopped.
+    until_ns: Option<u64>,
+    pages: BTreeMap<u64, Page>,
+    /// Pages that each of them stands for at least.
+    least: u64,
+    sites: FxHashMap<Option<u32>, Site>,
+    /// The first stack of each site, by what is left of it without the allocator's frames.
+    by_caller: FxHashMap<u64, u32>,
+}
+
+/// What a site holds, and how it grows.
+#[derive(Clone, Debug)]
+pub struct GrowthUse {
+    /// Number of the site; `None` for what has no stack.
+    pub site: Option<u32>,
+    /// Bytes that it touched first and that were not given back.
+    pub bytes: u64,
+    /// Standard error of that.
+    pub bytes_error: u64,
+    /// Pages of the sample.
+    pub samples: u64,
+    /// When the first of them was touched, in nanoseconds.
+    pub oldest_ns: u64,
+    /// When the last of them was.
+    pub newest_ns: u64,
+    /// How it grows.
+    pub trend: Trend,
+    /// Its level over time.
+    pub points: Vec<Point>,
+}
+
+/// All sites of an address space.
+#[derive(Clone, Debug)]
+pub struct GrowthUses {
+    /// When the sample was begun, in nanoseconds.
+    pub since_ns: u64,
+    /// When it was stopped; `None` while it is taken.
+    pub until_ns: Option<u64>,
+    /// Leak candidates first, then most bytes first.
+    pub sites: Vec<GrowthUse>,
+}
+
+impl GrowthUses {
+    /// Numbers of the sites.
+    pub fn stacks(&self) -> impl Iterator<Item = u32> + '_ {
+        self.sites.iter().filter_map(|one| one.site)
+    }
+}
+
+impl Growth {
+    /// Pages are sampled from now on, or not any more.
+    pub fn switch(&mut self, time_ns: u64, on: bool) {
+        if on {
+            self.since_ns.get_or_insert(time_ns);
+            self.until_ns = None;
+        } else if self.since_ns.is_some() {
+            self.until_ns.get_or_insert(time_ns);
+        }
+    }
+
+    /// The site of a stack with these frames; `is_plumbing` knows the code of allocators and of the C library.
+    pub fn site(&mut self, stack: u32, frames: &[u64], is_plumbing: impl Fn(u64) -> bool) -> u32 {
+        let address = |&word: &u64| Frame::of(word).address;
+        let own = frames.iter().position(|word| !is_plumbing(address(word)));
+        let Some(own) = own.filter(|&own| own > 0) else {
+            return stack;
+        };
+        let caller = FxBuildHasher.hash_one(&frames[own..]);
+        if self.by_caller.len() >= MAX_STACKS && !self.by_caller.contains_key(&caller) {
+            return stack;
+        }
+        *self.by_caller.entry(caller).or_insert(stack)
+    }
+
+    /// A page was touched that stands for so many.
+    pub fn touch(&mut self, time_ns: u64, page: u64, site: Option<u32>, stands_for: u64) {
+        // Touched again: it was given back unseen.
+        self.remove(page..page + 1);
+        let Some(stands_for) = self.thinned(page ^ time_ns, stands_for) else {
+            return;
+        };
+        let room = self.sites.contains_key(&site) || self.has_room();
+        let page_of = Page {
+            site: site.filter(|_| room),
+            stands_for,
+            touched_ns: time_ns,
+        };
+        self.since_ns.get_or_insert(time_ns);
+        self.pages.insert(page, page_of);
+        let known = self.sites.entry(page_of.site).or_insert_with(|| Site {
+            series: Series::begin(time_ns),
+            ..Site::default()
+        });
+        known.pages += stands_for;
+        known.samples += 1;
+        known.changed(&page_of);
+        if self.pages.len() > MAX_PAGES {
+            self.thin();
+        }
+    }
+
+    /// Pages were given back.
+    pub fn remove(&mut self, pages: Range<u64>) {
+        if self.pages.is_empty() || pages.is_empty() {
+            return;
+        }
+        let gone: Vec<u64> = self.pages.range(pages).map(|(&page, _)| page).collect();
+        for page in gone {
+            self.take_off(page);
+        }
+    }
+
+    /// Keeps, of the pages in a range, those that are still resident.
+    pub fn keep(&mut self, pages: Range<u64>, since_ns: u64, resident: impl Fn(u64) -> bool) {
+        // What was touched since then was not there to be seen.
+        let is_gone = |(&page, known): (&u64, &Page)| {
+            (known.touched_ns < since_ns && !resident(page)).then_some(page)
+        };
+        let gone: Vec<u64> = self.pages.range(pages).filter_map(is_gone).collect();
+        for page in gone {
+            self.take_off(page);
+        }
+    }
+
+    /// Pages moved to another address.
+    pub fn move_range(&mut self, from: Range<u64>, to: u64) {
+        if self.pages.is_empty() || from.is_empty() {
+            return;
+        }
+        let moved: Vec<(u64, Page)> = self
+            .pages
+            .range(from.clone())
+            .map(|(&page, &known)| (page, known))
+            .collect();
+        for (page, _) in &moved {
+            self.pages.remove(page);
+        }
+        for (page, known) in moved {
+            self.pages.insert(page - from.start + to, known);
+        }
+    }
+
+    /// Time passes: the level of each site is noted now and then.
+    pub fn tick(&mut self, time_ns: u64, thresholds: &Thresholds) {
+        for site in self.sites.values_mut() {
+            if time_ns
+                < site
+                    .series
+                    .last_ns()
+                    .saturating_add(thresholds.after_ns / POINTS)
+            {
+                continue;
+            }
+            site.series.push(Point {
+                time_ns,
+                bytes: site.pages * PAGE,
+                low: site.low * PAGE,
+                high: site.high * PAGE,
+                variance: site.variance * (PAGE * PAGE) as f64,
+            });
+            (site.low, site.high) = (site.pages, site.pages);
+        }
+    }
+
+    /// The sites, and how they grow; `None` where no sample was taken.
+    pub fn uses(&self, thresholds: &Thresholds) -> Option<GrowthUses> {
+        let mut live: FxHashMap<Option<u32>, (f64, u64, u64)> = FxHashMap::default();
+        for page in self.pages.values() {
+            let (sum, oldest, newest) = live.entry(page.site).or_insert((0.0, u64::MAX, 0));
+            *sum += variance(page);
+            *oldest = page.touched_ns.min(*oldest);
+            *newest = page.touched_ns.max(*newest);
+        }
+        let of_site = |(&site, known): (&Option<u32>, &Site)| {
+            let &(variance, oldest_ns, newest_ns) = live.get(&site)?;
+            let mut trend = judge(known.series.points(), thresholds);
+            // Many stacks together are none to name.
+            trend.is_candidate &= site.is_some();
+            Some(GrowthUse {
+                site,
+                bytes: known.pages * PAGE,
+                bytes_error: (variance.sqrt() * PAGE as f64) as u64,
+                samples: known.samples,
+                oldest_ns,
+                newest_ns,
+                trend,
+                points: known.series.points().to_vec(),
+            })
+        };
+        let mut sites: Vec<GrowthUse> = self.sites.iter().filter_map(of_site).collect();
+        sites.sort_by_key(|one| std::cmp::Reverse((one.trend.is_candidate, one.bytes, one.site)));
+        Some(GrowthUses {
+            since_ns: self.since_ns?,
+            until_ns: self.until_ns,
+            sites,
+        })
+    }
+
+    /// Room for one site more: one that holds nothing may go for it.
+    fn has_room(&mut self) -> bool {
+        if self.sites.len() >= MAX_SITES {
+            let empty = self.sites.iter().find(|(_, site)| site.samples == 0);
+            let empty = empty.map(|(&site, _)| site);
+            return empty.is_some_and(|site| self.sites.remove(&site).is_some());
+        }
+        true
+    }
+
+    fn take_off(&mut self, page: u64) {
+        let Some(known) = self.pages.remove(&page) else {
+            return;
+        };
+        if let Some(site) = self.sites.get_mut(&known.site) {
+            site.pages = site.pages.saturating_sub(known.stands_for);
+            site.samples = site.samples.saturating_sub(1);
+            site.changed(&known);
+            // A site that never lasted until its level was noted is none that grows.
+            if site.samples == 0 && site.series.points().len() <= 1 {
+                self.sites.remove(&known.site);
+            }
+        }
+    }
+
+    /// What a page that stands for so many is to stand for, if it stays at all.
+    fn thinned(&self, seed: u64, stands_for: u64) -> Option<u64> {
+        if stands_for >= self.least {
+            return Some(stands_for);
+        }
+        let drawn = mixed(seed ^ mixed(self.least)) % self.least;
+        (drawn < stands_for).then_some(self.least)
+    }
+
+    /// Lets each page stand for twice as many at least.
+    fn thin(&mut self) {
+        self.least = self.least.max(1).saturating_mul(2);
+        let least = self.least;
+        for (page, known) in std::mem::take(&mut self.pages) {
+            let before = known.stands_for;
+            let now = self.thinned(page, before);
+            if let Some(site) = self.sites.get_mut(&known.site) {
+                // That of drawing it with the probability before / least.
+                site.variance += before as f64 * least.saturating_sub(before) as f64;
+                site.pages = (site.pages + now.unwrap_or(0)).saturating_sub(before);
+                site.samples -= u64::from(now.is_none());
+            }
+            if let Some(stands_for) = now {
+                self.pages.insert(
+                    page,
+                    Page {
+                        stands_for,
+                        ..known
+                    },
+                );
+            }
+        }
+        for site in self.sites.values_mut() {
+            (site.low, site.high) = (site.low.min(site.pages), site.high.max(site.pages));
+        }
+    }
+}
+
+/// splitmix64's finalizer: pages that follow one another are drawn as if at random.
+fn mixed(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn bytes(growth: &Growth) -> Vec<(Option<u32>, u64, u64)> {
+        let uses = growth.uses(&Thresholds::default()).unwrap();
+        uses.sites
+            .iter()
+            .map(|one| (one.site, one.bytes / PAGE, one.samples))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_given_back_is_taken_off_the_site_that_touched_it() {
+        let mut growth = Growth::default();
+        assert!(growth.uses(&Thresholds::default()).is_none());
+        for page in 0..10 {
+            growth.touch(page, 100 + page, Some(1), 1);
+            growth.touch(page, 200 + page, Some(2), 3);
+        }
+        growth.remove(105..205);
+        growth.move_range(205..207, 1000);
+        growth.remove(1001..1002);
+        assert_eq!(bytes(&growth), [(Some(2), 12, 4), (Some(1), 5, 5)]);
+        // Another touches what was given back unseen.
+        growth.touch(20, 100, Some(3), 1);
+        growth.keep(0..104, 15, |page| page > 102);
+        assert_eq!(
+            bytes(&growth),
+            [(Some(2), 12, 4), (Some(1), 2, 2), (Some(3), 1, 1)]
+        );
+        growth.remove(0..u64::MAX);
+        assert_eq!(bytes(&growth), []);
+    }
+
+    #[test]
+    fn beyond_the_bound_pages_stand_for_more_and_sums_stay_about_right() {
+        let mut growth = Growth::default();
+        let touched = 5 * MAX_PAGES as u64;
+        for page in 0..touched {
+            growth.touch(page * 7, page, Some((page % 2) as u32), 1);
+        }
+        assert!(growth.pages.len() <= MAX_PAGES);
+        let uses = growth.uses(&Thresholds::default()).unwrap();
+        for one in &uses.sites {
+            let off = (one.bytes / PAGE).abs_diff(touched / 2);
+            // Each stands for eight at most: the error of some 5,000 pages is 8 √5,000 = 570.
+            assert!(off < 2400, "{off}");
+            let error = one.bytes_error / PAGE;
+            assert!((200..1000).contains(&error), "{error}");
+        }
+    }
+
+    #[test]
+    fn stacks_that_differ_within_the_allocator_are_one_site() {
+        let mut growth = Growth::default();
+        let mut site = |stack, frames: &[u64]| growth.site(stack, frames, |address| address < 100);
+        assert_eq!(site(1, &[7, 8, 500, 600]), 1);
+        assert_eq!(site(2, &[9, 500, 600]), 1);
+        assert_eq!(site(3, &[9, 501, 600]), 3);
+        assert_eq!(site(4, &[500, 600]), 4, "it touches by itself");
+        assert_eq!((site(5, &[9, 8]), site(6, &[])), (5, 6));
+    }
+
+    #[test]
+    fn sites_beyond_the_bound_are_one() {
+        let mut growth = Growth::default();
+        for page in 0..2 * MAX_SITES as u64 {
+            growth.touch(0, page, Some(page as u32), 1);
+        }
+        let sites = bytes(&growth);
+        assert_eq!(sites.len(), MAX_SITES + 1);
+        assert_eq!(sites[0], (None, MAX_SITES as u64, MAX_SITES as u64));
+    }
+
+    #[test]
+    fn a_site_that_keeps_growing_is_a_candidate() {
+        let mut growth = Growth::default();
+        let thresholds = Thresholds::default();
+        growth.switch(0, true);
+        for second in 0..300u64 {
+            for page in 0..5 {
+                growth.touch(second * SECOND, second * 10 + page, Some(1), 1);
+            }
+            // A buffer that is mapped anew each time.
+            growth.remove(1 << 20..1 << 21);
+            for page in 0..500 {
+                growth.touch(second * SECOND, (1 << 20) + page, Some(2), 1);
+            }
+            growth.tick(second * SECOND, &thresholds);
+        }
+        growth.switch(300 * SECOND, false);
+        let uses = growth.uses(&thresholds).unwrap();
+        let told: Vec<_> = uses
+            .sites
+            .iter()
+            .map(|one| (one.site, one.trend.is_candidate))
+            .collect();
+        assert_eq!(told, [(Some(1), true), (Some(2), false)]);
+        let slope = uses.sites[0].trend.bytes_per_second;
+        assert!((slope / (5 * PAGE) as f64 - 1.0).abs() < 0.01, "{slope}");
+        assert_eq!((uses.since_ns, uses.until_ns), (0, Some(300 * SECOND)));
+    }
+}

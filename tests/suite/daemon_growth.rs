@@ -1,0 +1,182 @@
+//! Growth by the stacks that touch memory first: a leak is named without a heap probe, and no cache is.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use memtrace::report::document::{Document, GrowthSite, Process};
+use memtrace_tests::child::{Running, deadline};
+use memtrace_tests::daemon::Daemon;
+use memtrace_tests::workload::workload;
+
+/// Growth is judged after ten seconds in place of three minutes.
+const SOON: &str = "growth = { after = '10s' }\n";
+
+const CACHES: [&str; 3] = ["warm_up", "refill", "replace_oldest"];
+
+/// Bytes that refill() of the workload maps.
+const REFILL: u64 = 6 << 20;
+
+/// The workload `growth.c`, which leaks 4,000 bytes each ten milliseconds.
+struct Leaking {
+    process: Running,
+    answers: usize,
+}
+
+impl Leaking {
+    fn start(daemon: &Daemon) -> Leaking {
+        let mut command = Command::new(workload("growth.c"));
+        let process = daemon.cgroup.start(command.args(["4000", "3"]));
+        process.stdout_lines(1);
+        Leaking {
+            process,
+            answers: 1,
+        }
+    }
+
+    /// By its own count: bytes that were leaked, and how often a cache was emptied.
+    fn counts(&mut self) -> (u64, u64) {
+        self.process.send(b"?");
+        self.answers += 1;
+        let lines = self.process.stdout_lines(self.answers);
+        let line = lines.lines().nth(self.answers - 1).expect("an answer");
+        let answer: serde_json::Value = serde_json::from_str(line).expect("an object");
+        let number = |key: &str| answer[key].as_u64().expect("a number");
+        (number("leaked"), number("refills"))
+    }
+}
+
+fn has(process: &Process, site: &GrowthSite, function: &str) -> bool {
+    process
+        .stack(&site.stack)
+        .any(|frame| frame.function.as_deref() == Some(function))
+}
+
+fn sites<'a>(process: &'a Process, function: &str) -> Vec<&'a GrowthSite> {
+    let growth = process.growth.iter();
+    growth
+        .flat_map(|growth| &growth.sites)
+        .filter(|site| has(process, site, function))
+        .collect()
+}
+
+/// What the sites of a function hold, and the standard error of that.
+fn held(process: &Process, function: &str) -> (u64, u64) {
+    let sites = sites(process, function);
+    let squares: f64 = sites
+        .iter()
+        .map(|site| (site.bytes_error as f64).powi(2))
+        .sum();
+    (
+        sites.iter().map(|site| site.bytes).sum(),
+        squares.sqrt() as u64,
+    )
+}
+
+/// Waits for a report that fits; no cache may be called a candidate in any before.
+#[track_caller]
+fn until(daemon: &Daemon, pid: u32, fits: impl Fn(&Process) -> bool) -> Process {
+    let end = deadline();
+    loop {
+        let process = daemon.process_now(pid);
+        for site in process.growth.iter().flat_map(|growth| &growth.sites) {
+            for cache in CACHES {
+                assert!(
+                    !site.leak_candidate || !has(&process, site, cache),
+                    "{cache}: {site:?}"
+                );
+            }
+        }
+        if fits(&process) {
+            return process;
+        }
+        assert!(Instant::now() < end, "{:?}", process.growth);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn candidate(process: &Process) -> bool {
+    sites(process, "leak_request")
+        .iter()
+        .any(|site| site.leak_candidate)
+}
+
+#[test]
+fn a_leak_among_caches_is_named_with_its_stack_and_no_cache_is() {
+    let daemon = Daemon::with(SOON);
+    let mut leaking = Leaking::start(&daemon);
+    let pid = leaking.process.pid();
+    let first = until(&daemon, pid, |process| held(process, "leak_request").0 > 0);
+    let (leaked_before, _) = leaking.counts();
+    let found = until(&daemon, pid, candidate);
+    let (leaked, refills) = leaking.counts();
+    assert_eq!(found.heap, None, "it takes no heap probes");
+    let site = sites(&found, "leak_request")[0];
+    assert!(has(&found, site, "main"), "{:?}", found.frames);
+    assert!(
+        site.confidence > 0.99 && site.bytes_per_second > 0.0,
+        "{site:?}"
+    );
+    // What was leaked between two counts was touched between the reports about them: blocks have a header of 16 bytes,
+    // some other small blocks and a cut page at either end.
+    let (before, now) = (held(&first, "leak_request"), held(&found, "leak_request"));
+    let most = (leaked - leaked_before) as f64 * 1.02 + 5.0 * now.1 as f64 + 65_536.0;
+    assert!(
+        (now.0 - before.0) as f64 <= most,
+        "{now:?} {before:?}, of {most}"
+    );
+    let (again, later) = (daemon.process_now(pid), leaking.counts());
+    let least = (leaked - leaked_before) as f64 * 0.9 - 5.0 * now.1 as f64 - 65_536.0;
+    let grown = held(&again, "leak_request").0 as f64 - before.0 as f64;
+    assert!(grown >= least, "{grown}, of {least} ({later:?})");
+    // What was unmapped is nobody's any more.
+    assert!(refills >= 3, "{refills}");
+    let (kept, error) = held(&again, "refill");
+    assert!(
+        kept <= REFILL + 5 * error,
+        "{kept} ± {error} after {refills} times"
+    );
+    // And the text says it.
+    let told = daemon.ask(&["report", "growth", "-p", &pid.to_string()]);
+    told.exited(0);
+    let text = told.output();
+    let line = text
+        .lines()
+        .find(|line| line.contains("LEAK?"))
+        .expect("a line");
+    assert!(line.contains("leak_request"), "{text}");
+}
+
+fn left_out(document: &Document, what: &str) -> bool {
+    document
+        .coverage
+        .left_out
+        .iter()
+        .any(|one| one.what.starts_with(what))
+}
+
+#[test]
+fn over_the_budget_the_sample_is_thinned_and_then_left_out_and_it_is_said() {
+    let daemon = Daemon::with(&format!(
+        "budget = {{ cpu_percent = 0.0 }}\n{SOON}#[budget]\n"
+    ));
+    let leaking = Leaking::start(&daemon);
+    let pid = leaking.process.pid();
+    let over = |process: &Process| {
+        process
+            .growth
+            .as_ref()
+            .is_some_and(|growth| growth.until_ns.is_some())
+    };
+    until(&daemon, pid, over);
+    let document = daemon.report(&[]);
+    for what in [
+        "seven eighths of the sample of growth: ",
+        "the sample of growth: ",
+    ] {
+        assert!(
+            left_out(&document, what),
+            "{:?}",
+            document.coverage.left_out
+        );
+    }
+}
