@@ -170,7 +170,7 @@ fn over_the_budget_the_sample_is_thinned_and_then_left_out_and_it_is_said() {
     until(&daemon, pid, over);
     let document = daemon.report(&[]);
     for what in [
-        "seven eighths of the sample of growth: ",
+        "up to seven eighths of the sample of growth: ",
         "the sample of growth: ",
     ] {
         assert!(

@@ -134,7 +134,7 @@ impl Budget {
         let (step, what) = match (optional, self.thinning()) {
             (Optional { sampled: 1.., .. }, Thinning::None) => (
                 Step::Sample(Thinning::Eighth),
-                format!("seven eighths of the sample of growth: {why}"),
+                format!("up to seven eighths of the sample of growth: {why}"),
             ),
             (Optional { sampled: 1.., .. }, Thinning::Eighth) => (
                 Step::Sample(Thinning::All),
@@ -303,7 +303,7 @@ mod tests {
             [
                 (
                     Action::Sample(Thinning::Eighth),
-                    said("seven eighths of the sample of growth")
+                    said("up to seven eighths of the sample of growth")
                 ),
                 (Action::Sample(Thinning::All), said("the sample of growth")),
                 (Action::Pause(7), said("heap probes of p7 (pid 7)")),
