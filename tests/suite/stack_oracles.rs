@@ -104,6 +104,24 @@ fn stacks_of_sqlite3_and_python3_equal_those_of_gdb() {
     assert_as_gdb(&[&unnamed_python3(&scratch), "-S", &script], 1000);
 }
 
+/// It makes its tables of commands and settings, by jemalloc, before it looks at what it is asked for.
+#[test]
+fn stacks_of_a_redis_server_that_starts_equal_those_of_gdb() {
+    let redis = tool("redis-server", "redis-server");
+    let command = [redis.to_str().expect("a path in UTF-8"), "--version"];
+    let expected = gdb::first_allocated(&command, 1000);
+    let traced = gdb::trace_alike(&command);
+    traced.nothing_lost();
+    let seen = allocated(traced.first());
+    for (stack, first) in &expected {
+        let all = seen.get(stack).copied().unwrap_or_default();
+        let there = all.blocks >= first.blocks && all.bytes >= first.bytes;
+        assert!(there, "{stack:x?}: {first:?} of {all:?}");
+    }
+    let calls: u64 = expected.values().map(|blocks| blocks.blocks).sum();
+    assert_eq!(calls, 1000);
+}
+
 /// Allocations of a process, and those of them whose stack begins in the program's entry.
 fn from_the_entry(process: &Process) -> (u64, u64) {
     let path = fs::canonicalize(&process.exe).expect("the program");

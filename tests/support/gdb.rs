@@ -9,9 +9,9 @@ use crate::scratch::Scratch;
 use crate::stacks::Stacks;
 use crate::workload::tool;
 
-/// Stops at each call of the C library's allocating functions from `__libc_start_main` on, and writes its size and
-/// the return addresses of its callers. `realloc` of nothing goes on in `malloc`, where it is seen. Frames of inlined
-/// functions and of tail calls are on no stack.
+/// Stops at each call of the allocating functions from `__libc_start_main` on, and writes its size and
+/// the return addresses of its callers. `realloc` of nothing goes on in `malloc`, where it is seen, but in jemalloc.
+/// Frames of inlined functions and of tail calls are on no stack.
 const SCRIPT: &str = r#"
 import gdb
 for setting in ("startup-with-shell on", "debuginfod enabled off", "pagination off", "confirm off",
@@ -20,12 +20,15 @@ for setting in ("startup-with-shell on", "debuginfod enabled off", "pagination o
 for variable in ("LINES", "COLUMNS"):
     gdb.execute("unset environment " + variable)
 out = open(CALLS, "w")
+left = LIMIT
 class Entry(gdb.Breakpoint):
     def __init__(self, function, size):
-        super().__init__("*%d" % int(gdb.parse_and_eval("(unsigned long)&" + function)))
-        self.of_nothing = function == "realloc"
+        address = int(gdb.parse_and_eval("(unsigned long)&" + function))
+        super().__init__("*%d" % address)
+        self.of_nothing = function == "realloc" and "jemalloc" not in (gdb.solib_name(address) or "")
         self.size = size
     def stop(self):
+        global left
         if self.of_nothing and int(gdb.parse_and_eval("$rdi")) == 0:
             return False
         words = [str(int(gdb.parse_and_eval(self.size)))]
@@ -35,7 +38,8 @@ class Entry(gdb.Breakpoint):
                 words.append("%x" % frame.pc())
             frame = frame.older()
         out.write(" ".join(words) + "\n")
-        return False
+        left -= 1
+        return left == 0
 gdb.execute("tbreak __libc_start_main")
 gdb.execute("run")
 Entry("malloc", "(unsigned long)$rdi")
@@ -61,9 +65,21 @@ fn alike(command: &mut Command) -> &mut Command {
 /// What a command allocates in its own run under gdb, by stack. Addresses are not random there.
 #[track_caller]
 pub fn allocated(command: &[&str]) -> Stacks {
+    calls(command, 0)
+}
+
+/// What its first calls allocate, so many of them; the command is ended then.
+#[track_caller]
+pub fn first_allocated(command: &[&str], count: u32) -> Stacks {
+    calls(command, count)
+}
+
+/// `limit` calls, all for 0.
+#[track_caller]
+fn calls(command: &[&str], limit: u32) -> Stacks {
     let scratch = Scratch::new();
     let calls = scratch.path("calls");
-    let script = format!("CALLS = {calls:?}\n{SCRIPT}");
+    let script = format!("CALLS, LIMIT = {calls:?}, {limit}\n{SCRIPT}");
     let script = scratch.write("calls.py", script);
     let mut gdb = Command::new(tool("gdb", "gdb"));
     gdb.args(["-nx", "-batch", "-x"]).arg(script).arg("--args");
