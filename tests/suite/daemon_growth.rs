@@ -7,6 +7,7 @@ use memtrace::report::document::{Document, GrowthSite, Process};
 use memtrace_tests::child::{Running, deadline};
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::workload::workload;
+use nix::sys::signal::Signal;
 
 /// Growth is judged after ten seconds in place of three minutes.
 const SOON: &str = "growth = { after = '10s' }\n";
@@ -144,6 +145,33 @@ fn a_leak_among_caches_is_named_with_its_stack_and_no_cache_is() {
         .find(|line| line.contains("LEAK?"))
         .expect("a line");
     assert!(line.contains("leak_request"), "{text}");
+}
+
+#[test]
+fn the_history_keeps_the_leak_with_its_stack_when_the_process_has_ended() {
+    let daemon = Daemon::with(SOON);
+    let leaking = Leaking::start(&daemon);
+    let pid = leaking.process.pid();
+    let end = deadline();
+    let past = || daemon.report(&["--since", "1h", "-p", &pid.to_string()]);
+    // Nobody asks for a name: the daemon has it looked up for the history.
+    while !past().processes.first().is_some_and(candidate) {
+        assert!(Instant::now() < end, "{:?}", past());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    leaking.process.signal(Signal::SIGKILL);
+    leaking.process.finish();
+    let ended = daemon.ended(1, |process| process.pid == pid).remove(0);
+    let site = sites(&ended, "leak_request").remove(0);
+    assert!(site.leak_candidate && has(&ended, site, "main"), "{site:?}");
+    assert!(site.points.len() >= 2, "{site:?}");
+    assert!(
+        site.points.is_sorted_by_key(|point| point.bytes),
+        "{site:?}"
+    );
+    let told = daemon.ask(&["report", "growth", "--since", "1h"]);
+    told.exited(0);
+    assert!(told.output().contains("LEAK?"), "{}", told.output());
 }
 
 fn left_out(document: &Document, what: &str) -> bool {

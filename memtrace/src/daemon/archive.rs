@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rustc_hash::FxHashMap;
 
-use super::{Config, redact::redact};
+use super::{Config, grown, redact::redact};
 use crate::{
     event::Pid,
     model::{Model, Overview},
@@ -32,6 +32,7 @@ pub struct Archive {
     history: History,
     /// The program that each running process was last told to run.
     told: FxHashMap<(Pid, u64), u32>,
+    grown: grown::Told,
     lost: u64,
 }
 
@@ -47,6 +48,7 @@ impl Archive {
         Ok(Self {
             history: History::begin(&config.history_path(), retention, now_ms)?,
             told: FxHashMap::default(),
+            grown: grown::Told::default(),
             lost: 0,
         })
     }
@@ -95,7 +97,7 @@ impl Archive {
             .collect();
         let rows = rows
             .into_iter()
-            .map(|row| self.row(config, model, row, &wall))
+            .map(|row| self.row(config, model, row, (now_ms, &wall)))
             .collect();
         self.history.write(Batch {
             time_ms: now_ms,
@@ -109,6 +111,11 @@ impl Archive {
         self.lost = lost;
     }
 
+    /// What was told of growth.
+    pub fn grown(&mut self) -> &mut grown::Told {
+        &mut self.grown
+    }
+
     /// Writes what is on its way, and ends.
     pub fn finish(self) {
         self.history.finish();
@@ -119,9 +126,10 @@ impl Archive {
         config: &Config,
         model: &Model,
         row: Overview,
-        wall: &dyn Fn(u64) -> i64,
+        (now_ms, wall): (i64, &dyn Fn(u64) -> i64),
     ) -> Row {
         let key = (row.pid, row.start_ns);
+        let growth = self.grown.due(model, key, now_ms, wall);
         let known = self.told.insert(key, row.image) == Some(row.image);
         let identity = (!known).then(|| {
             let (parent_pid, exe, mut command_line) = model.identity(row.pid).unwrap_or_default();
@@ -147,12 +155,19 @@ impl Archive {
             minor_ns: row.minor_ns,
             major_ns: row.major_ns,
             buckets: row.fault_buckets,
+            growth,
         }
     }
 
     fn ended(&mut self, process: Process, wall: &dyn Fn(u64) -> i64) -> Ended {
         let key = (process.pid, process.start_time_ns);
         self.told.remove(&key);
+        self.grown.forget(key);
+        let end_ns = process.end_time_ns.unwrap_or(process.start_time_ns);
+        let growth = process.growth.as_ref();
+        let growth = growth
+            .map(|growth| grown::grown(growth, &process.frames, end_ns, wall))
+            .unwrap_or_default();
         let faults = &process.faults;
         let latency = faults.latency_ns.clone().unwrap_or_default();
         let mut buckets = Vec::new();
@@ -165,7 +180,7 @@ impl Archive {
         }
         let exit = process.exit;
         Ended {
-            end_ms: wall(process.end_time_ns.unwrap_or(process.start_time_ns)),
+            end_ms: wall(end_ns),
             code: exit.and_then(|exit| exit.code),
             signal: exit.and_then(|exit| exit.signal),
             peak_reserved: process.address_space.peak_reserved_bytes,
@@ -180,6 +195,7 @@ impl Archive {
                 minor_ns: latency.minor_sum,
                 major_ns: latency.major_sum,
                 buckets,
+                growth,
                 identity: Some(Identity {
                     parent_pid: process.parent_pid,
                     start_ms: wall(process.start_time_ns),

@@ -20,6 +20,7 @@ mod cost;
 mod error;
 mod exposition;
 mod frame;
+mod grown;
 mod instance;
 mod metrics;
 mod naming;

@@ -29,12 +29,17 @@ pub struct Asked {
 pub struct Done {
     /// Of each process.
     pub names: Vec<Named>,
-    /// What is to be answered.
-    pub asked: Asked,
+    /// What is to be answered; `None` where nobody waits.
+    pub asked: Option<Asked>,
 }
 
 /// Looks up what is not named yet, and hands the question back through `done`.
-pub fn look_up(unnamed: Vec<Naming>, began: SystemTime, asked: Asked, done: mpsc::Sender<Done>) {
+pub fn look_up(
+    unnamed: Vec<Naming>,
+    began: SystemTime,
+    asked: Option<Asked>,
+    done: mpsc::Sender<Done>,
+) {
     task::spawn_local(async move {
         let look = move || {
             let mut names = Names::new(began);

@@ -160,6 +160,7 @@ impl Daemon {
                 () = &mut stop => break,
                 _ = tick.tick() => {
                     self.read(SETTLED_NS);
+                    self.name_candidates(&found);
                     service::alive();
                 }
                 Some(asked) = questions.recv() => {
@@ -168,6 +169,10 @@ impl Daemon {
                 }
                 Some(naming::Done { names, asked }) = named.recv() => {
                     names.into_iter().for_each(|names| self.session.name(names));
+                    let Some(asked) = asked else {
+                        self.named();
+                        continue;
+                    };
                     let wanted = self.wanted(asked.viewer, &asked.pids, &asked.within);
                     let all = asked.pids.is_empty() && asked.within.is_all();
                     let _ = asked.reply.send(self.report(all, &wanted));
@@ -284,6 +289,26 @@ impl Daemon {
         })
     }
 
+    /// Has the stacks of new leak candidates named for the history, by a thread of its own.
+    fn name_candidates(&mut self, found: &mpsc::Sender<naming::Done>) {
+        let Some(archive) = &mut self.archive else {
+            return;
+        };
+        let pids = archive.grown().take_nameless();
+        let unnamed = pids.iter().filter_map(|&pid| self.session.unnamed(pid));
+        let unnamed: Vec<Naming> = unnamed.collect();
+        if !unnamed.is_empty() {
+            naming::look_up(unnamed, self.session.began(), None, found.clone());
+        }
+    }
+
+    /// They have their names.
+    fn named(&mut self) {
+        if let Some(archive) = &mut self.archive {
+            archive.grown().named();
+        }
+    }
+
     fn answer(&mut self, asked: Asked, found: &mpsc::Sender<naming::Done>) {
         let Asked {
             viewer,
@@ -311,7 +336,7 @@ impl Daemon {
                             reply,
                         };
                         let began = self.session.began();
-                        return naming::look_up(unnamed, began, asked, found.clone());
+                        return naming::look_up(unnamed, began, Some(asked), found.clone());
                     }
                 }
                 self.report(pids.is_empty() && within.is_all(), &wanted)

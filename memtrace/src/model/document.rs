@@ -8,7 +8,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     event::Pid,
     report::document::{
-        AddressSpace, Coverage, Document, Heap, KindBytes, Process as Row, Region, SCHEMA, Sampling,
+        AddressSpace, Coverage, Document, Frame, Growth, Heap, KindBytes, Process as Row, Region,
+        SCHEMA, Sampling,
     },
 };
 
@@ -122,6 +123,27 @@ impl Model {
             },
         );
         self.coverage.document(unmatched, implied)
+    }
+
+    /// Whether the growth of a process that runs was ever sampled.
+    pub fn has_growth(&self, pid: Pid) -> bool {
+        let process = self.latest(pid).filter(|process| process.end_ns.is_none());
+        let space = process.and_then(|process| self.spaces.get(&process.space));
+        space.is_some_and(|space| space.memory.growth.is_sampled())
+    }
+
+    /// How the memory of a process that runs grows, and the frames that the stacks are made of.
+    pub fn growth(&self, pid: Pid) -> Option<(Growth, Vec<Frame>)> {
+        let process = self.latest(pid)?;
+        let uses = self.growth_of(process)?;
+        let space = self.spaces.get(&process.space)?;
+        let none = FxHashMap::default();
+        let image = self.images.get(&process.image);
+        let names = Names {
+            symbols: image.map_or(&none, |image| &image.symbols),
+            modules: &modules(&process.memory(space)),
+        };
+        Some(site_rows::growth(&uses, &self.stacks, &names, self.now_ns))
     }
 
     /// How the memory of a process grows; `None` where no sample of it was taken, or the memory is another's.

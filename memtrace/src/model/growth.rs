@@ -121,6 +121,11 @@ impl GrowthUses {
 }
 
 impl Growth {
+    /// Whether any sample was ever taken.
+    pub fn is_sampled(&self) -> bool {
+        self.since_ns.is_some()
+    }
+
     /// Pages are sampled from now on, or not any more.
     pub fn switch(&mut self, time_ns: u64, on: bool) {
         if on {

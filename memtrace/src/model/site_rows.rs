@@ -112,14 +112,36 @@ pub fn fill(
             stack: table.stack(&one.place.frames(stacks), names),
         })
         .collect();
-    row.growth = growth.map(|growth| Growth {
+    row.growth = growth.map(|growth| growth_in(growth, stacks, &mut table, names, now_ns));
+    row.frames = table.frames;
+}
+
+/// Growth alone, and the frames that its stacks are made of.
+pub fn growth(
+    uses: &GrowthUses,
+    stacks: &Stacks,
+    names: &Names<'_>,
+    now_ns: u64,
+) -> (Growth, Vec<Frame>) {
+    let mut table = FrameTable::default();
+    let growth = growth_in(uses, stacks, &mut table, names, now_ns);
+    (growth, table.frames)
+}
+
+fn growth_in(
+    growth: &GrowthUses,
+    stacks: &Stacks,
+    table: &mut FrameTable,
+    names: &Names<'_>,
+    now_ns: u64,
+) -> Growth {
+    Growth {
         since_ns: growth.since_ns,
         until_ns: growth.until_ns,
         sites: (growth.sites.iter())
-            .map(|one| growth_site(one, stacks, &mut table, names, now_ns))
+            .map(|one| growth_site(one, stacks, table, names, now_ns))
             .collect(),
-    });
-    row.frames = table.frames;
+    }
 }
 
 fn growth_site(

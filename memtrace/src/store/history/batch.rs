@@ -1,6 +1,8 @@
 //! What a second brings to the history.
 
-use crate::report::document::LeftOut;
+use std::collections::HashMap;
+
+use crate::report::document::{Frame, GrowthSite, LeftOut};
 
 /// A process by pid and start, as events have them.
 pub type Key = (u32, u64);
@@ -50,6 +52,23 @@ pub struct Row {
     pub major_ns: u64,
     /// Faults so far by bucket.
     pub buckets: Vec<u64>,
+    /// Sites that grow, where they are to be written now.
+    pub growth: Vec<Grown>,
+}
+
+/// What one stack touched first and still holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grown {
+    /// Figures, without points and stack.
+    pub site: GrowthSite,
+    /// The stack, innermost first.
+    pub frames: Vec<Frame>,
+    /// Since when the process is sampled, in milliseconds since 1970.
+    pub since_ms: i64,
+    /// When the first page that it holds was touched.
+    pub oldest_ms: i64,
+    /// When the last was.
+    pub newest_ms: i64,
 }
 
 /// What a process is.
@@ -93,19 +112,22 @@ impl Batch {
     pub fn absorb(&mut self, mut later: Batch) {
         self.time_ms = later.time_ms;
         self.behind_ms = later.behind_ms;
-        // An identity is told once, so it moves to the row that stays.
-        let mut identities: std::collections::HashMap<Key, Identity> = self
+        // An identity is told once, and growth now and then, so they move to the row that stays.
+        let mut before: HashMap<Key, (Option<Identity>, Vec<Grown>)> = self
             .rows
             .drain(..)
-            .filter_map(|row| Some((row.key, row.identity?)))
+            .map(|row| (row.key, (row.identity, row.growth)))
             .collect();
         for row in later
             .rows
             .iter_mut()
             .chain(later.ended.iter_mut().map(|one| &mut one.row))
         {
-            let told = identities.remove(&row.key);
-            row.identity = row.identity.take().or(told);
+            let (identity, growth) = before.remove(&row.key).unwrap_or_default();
+            row.identity = row.identity.take().or(identity);
+            if row.growth.is_empty() {
+                row.growth = growth;
+            }
         }
         self.rows = later.rows;
         let room = MAX_WAITING.saturating_sub(self.ended.len());

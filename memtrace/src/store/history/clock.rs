@@ -37,10 +37,9 @@ impl Age {
 
 /// The clock was set back to `now_ms`: those who run have no points of later times and have begun by now.
 pub fn set_back(transaction: &Transaction<'_>, now_ms: i64) -> rusqlite::Result<()> {
-    for tier in TIERS {
+    for table in TIERS.iter().map(|tier| tier.table).chain(["growth"]) {
         let sql = format!(
-            "DELETE FROM {} WHERE time_ms > ?1 AND process IN (SELECT id FROM process WHERE end_ms IS NULL)",
-            tier.table
+            "DELETE FROM {table} WHERE time_ms > ?1 AND process IN (SELECT id FROM process WHERE end_ms IS NULL)"
         );
         transaction.execute(&sql, [now_ms])?;
     }

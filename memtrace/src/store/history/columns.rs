@@ -275,6 +275,7 @@ mod tests {
                 minor_ns: 0,
                 major_ns: 0,
                 buckets: Vec::new(),
+                growth: Vec::new(),
             };
             let batch = Batch {
                 time_ms: START + 1000 * second as i64,

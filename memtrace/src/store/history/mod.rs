@@ -9,6 +9,7 @@ mod buckets;
 mod clock;
 pub mod columns;
 mod error;
+mod growth;
 mod known;
 mod open;
 mod query;
@@ -19,7 +20,7 @@ mod tests;
 mod thread;
 mod writer;
 
-pub use batch::{Batch, Ended, Identity, Row};
+pub use batch::{Batch, Ended, Grown, Identity, Row};
 pub use error::HistoryError;
 pub use query::{Reader, Span};
 pub use retention::Retention;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row as Found, params};
 use super::{
     buckets,
     error::HistoryError,
-    open,
+    growth, open,
     schema::{TIERS, Tier},
 };
 use crate::{
@@ -98,6 +98,7 @@ impl Reader {
             if pids.is_empty() || pids.contains(&pid) {
                 let mut process = process(row)?;
                 self.fill(&mut process, row.get(0)?, tier, span)?;
+                growth::fill(&self.connection, &mut process, row.get(0)?, span)?;
                 processes.push(process);
             }
         }

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use super::{open::PAGE, schema::TIERS};
+use super::{growth, open::PAGE, schema::TIERS};
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,9 @@ pub fn drop_old(
         drop_before(connection, tier.table, now_ms.saturating_sub(keep_ms))?;
     }
     let oldest_ms = now_ms.saturating_sub(retention.keep_ms[TIERS.len() - 1]);
-    drop_rest(connection, oldest_ms)
+    drop_rest(connection, oldest_ms)?;
+    let coarse_before_ms = now_ms.saturating_sub(retention.keep_ms[1]);
+    growth::drop_old(connection, oldest_ms, coarse_before_ms)
 }
 
 /// Drops the oldest where the bound is near.

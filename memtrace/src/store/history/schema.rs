@@ -72,6 +72,29 @@ CREATE TABLE sample_5min (
     faults BLOB,
     PRIMARY KEY (time_ms, process)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE growth (
+    time_ms INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    stack INTEGER NOT NULL,
+    since_ms INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    bytes_error INTEGER NOT NULL,
+    samples INTEGER NOT NULL,
+    bytes_per_second REAL NOT NULL,
+    bytes_per_second_error REAL NOT NULL,
+    confidence REAL NOT NULL,
+    over_ms INTEGER NOT NULL,
+    leak_candidate INTEGER NOT NULL,
+    oldest_ms INTEGER NOT NULL,
+    newest_ms INTEGER NOT NULL,
+    PRIMARY KEY (process, time_ms, stack)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX growth_by_stack ON growth (process, stack, time_ms);
+CREATE TABLE stack (
+    id INTEGER PRIMARY KEY,
+    stack_end TEXT NOT NULL,
+    frames TEXT NOT NULL
+) STRICT;
 CREATE TABLE event (
     time_ms INTEGER NOT NULL,
     end_ms INTEGER,

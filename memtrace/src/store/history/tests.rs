@@ -11,14 +11,14 @@ const KEEP: Retention = Retention {
 };
 
 /// A moment in 2023.
-const START: i64 = 1_700_000_000_000;
+pub(super) const START: i64 = 1_700_000_000_000;
 
 const ALWAYS: Span = Span {
     since_ms: 0,
     until_ms: i64::MAX / 2,
 };
 
-fn row(pid: u32, second: u64) -> Row {
+pub(super) fn row(pid: u32, second: u64) -> Row {
     // One fault a second of the bucket 5, each 100 ns.
     let mut buckets = vec![0; 128];
     buckets[5] = second;
@@ -33,10 +33,11 @@ fn row(pid: u32, second: u64) -> Row {
         minor_ns: 100 * second,
         major_ns: 0,
         buckets,
+        growth: Vec::new(),
     }
 }
 
-fn named(mut row: Row, comm: &str) -> Row {
+pub(super) fn named(mut row: Row, comm: &str) -> Row {
     row.identity = Some(Identity {
         parent_pid: 1,
         start_ms: START,
@@ -49,7 +50,7 @@ fn named(mut row: Row, comm: &str) -> Row {
     row
 }
 
-fn batch(second: u64, rows: Vec<Row>) -> Batch {
+pub(super) fn batch(second: u64, rows: Vec<Row>) -> Batch {
     Batch {
         time_ms: START + 1000 * second as i64,
         rows,
@@ -57,7 +58,7 @@ fn batch(second: u64, rows: Vec<Row>) -> Batch {
     }
 }
 
-fn writer(path: &Path) -> Writer {
+pub(super) fn writer(path: &Path) -> Writer {
     Writer::open(path, KEEP, START).unwrap()
 }
 

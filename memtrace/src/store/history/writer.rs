@@ -12,6 +12,7 @@ use super::{
     buckets,
     clock::{self, Age},
     error::HistoryError,
+    growth,
     known::{Known, Point},
     open,
     retention::{self, Retention},
@@ -349,6 +350,7 @@ fn write_row(
         write_point(transaction, id, row, time_ms, &point)?;
         tiers.push(point.tier);
     }
+    growth::write(transaction, id, time_ms, &row.growth)?;
     if let Some(ended) = ended {
         end_process(transaction, id, ended)?;
     }
