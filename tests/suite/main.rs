@@ -20,6 +20,8 @@ mod daemon_heap;
 mod daemon_history;
 mod daemon_kills;
 mod daemon_metrics;
+mod daemon_otlp;
+mod daemon_soak;
 mod daemon_socket;
 mod daemon_top;
 mod exports;

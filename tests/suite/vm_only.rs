@@ -201,6 +201,40 @@ fn two_that_fault() -> Command {
 
 #[test]
 #[ignore = "takes a CPU away: cargo xtask vm"]
+fn faults_of_a_command_are_counted_while_cpus_come_and_go() {
+    in_vm();
+    // Those without registers have no event, whatever CPUs do: as many as in a machine at rest.
+    let counts = || {
+        let tree = two_that_fault();
+        let words: Vec<_> = [tree.get_program()]
+            .into_iter()
+            .chain(tree.get_args())
+            .collect();
+        let traced = trace(&words);
+        traced.finished.exited(0);
+        let objects = traced.finished.objects();
+        let of_tree = objects.last().expect("what the kernel counted");
+        let kernel = number(of_tree, "minor") + number(of_tree, "major");
+        // rusage counts what it waits for, not itself.
+        let waited = traced.document.processes.iter().skip(1);
+        let seen: u64 = waited.map(|one| one.faults.minor + one.faults.major).sum();
+        (seen, kernel)
+    };
+    let (seen, kernel) = counts();
+    let at_rest = kernel.checked_sub(seen).expect("no more than there were");
+    let hotplug = Hotplug::begin();
+    let (seen, kernel) = counts();
+    let turns = hotplug.stop();
+    let unseen = kernel.checked_sub(seen).expect("no more than there were");
+    assert!(turns > 2, "the CPU went {turns} times");
+    assert!(
+        unseen <= at_rest + 4,
+        "{seen} of {kernel} while a CPU went {turns} times, {at_rest} less at rest"
+    );
+}
+
+#[test]
+#[ignore = "takes a CPU away: cargo xtask vm"]
 fn the_daemon_follows_cpus_and_says_when_it_could_not() {
     in_vm();
     let daemon = Daemon::everywhere();

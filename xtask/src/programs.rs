@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     command::{find, say},
@@ -42,6 +42,8 @@ const fn need(sign: Sign, package: &'static str, reason: &'static str) -> Need {
         reason,
     }
 }
+
+const LIBRARY: &str = "PostgreSQL, which is unpacked, is linked with it";
 
 const NEEDS: &[Need] = &[
     need(
@@ -137,6 +139,10 @@ const NEEDS: &[Need] = &[
         "systemd",
         "reads the daemon's unit",
     ),
+    need(Sign::Library("libpq.so.5"), "libpq5", LIBRARY),
+    need(Sign::Library("libldap-2.5.so.0"), "libldap-2.5-0", LIBRARY),
+    need(Sign::Library("libicui18n.so.72"), "libicu72", LIBRARY),
+    need(Sign::Library("libxml2.so.2"), "libxml2", LIBRARY),
     need(
         Sign::File("/usr/bin/python3"),
         "python3",
@@ -171,7 +177,14 @@ const VM_NEEDS: &[Need] = &[
 pub fn ensure(workspace: &Workspace) -> Result<()> {
     install_missing(NEEDS, "for tests")?;
     redis_server(workspace)?;
-    prometheus(workspace)
+    unpacked(
+        workspace,
+        "prometheus",
+        "usr/bin",
+        &["prometheus", "promtool"],
+    )?;
+    unpacked(workspace, "nginx", "usr/sbin", &["nginx"])?;
+    unpacked(workspace, POSTGRES.0, POSTGRES.1, &POSTGRES.2)
 }
 
 /// Installs what the virtual machine needs and is missing.
@@ -205,24 +218,44 @@ fn redis_server(workspace: &Workspace) -> Result<()> {
         .with_context(|| format!("cannot make {}", link.display()))
 }
 
-/// Prometheus and promtool on the tests' PATH where they are not installed: the package's installation would start a
-/// server, now and at each boot.
-fn prometheus(workspace: &Workspace) -> Result<()> {
+/// Package, directory and programs. They find what else they need by where they are.
+const POSTGRES: (&str, &str, [&str; 3]) = (
+    "postgresql-15",
+    "usr/lib/postgresql/15/bin",
+    ["initdb", "postgres", "pgbench"],
+);
+
+/// Programs on the tests' PATH where they are not installed: the package's installation would start a server, now and
+/// at each boot.
+fn unpacked(workspace: &Workspace, package: &str, directory: &str, names: &[&str]) -> Result<()> {
     let bin = workspace.tools().join("bin");
-    let names = ["prometheus", "promtool"];
-    if names
-        .iter()
-        .all(|name| find(name).is_some() || bin.join(name).exists())
-    {
+    let is_there = |name: &&str| find(name).is_some() || bin.join(name).exists();
+    if names.iter().all(is_there) {
         return Ok(());
     }
-    say("unpacking prometheus and promtool, for tests");
-    let package = packages::unpack("prometheus", &workspace.tools())?;
+    let installed = Path::new("/").join(directory);
+    let place = workspace.tools().join(package);
+    let from = if installed.join(names[0]).exists() {
+        installed
+    } else {
+        if !place.exists() {
+            say(&format!("unpacking {}, for tests", names.join(", ")));
+            let unpacked = packages::unpack(package, &workspace.tools())?;
+            std::fs::rename(unpacked.keep(), &place)
+                .with_context(|| format!("cannot make {}", place.display()))?;
+        }
+        place.join(directory)
+    };
     std::fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-    for name in names {
-        let program = package.path().join("usr/bin").join(name);
-        std::fs::rename(&program, bin.join(name))
-            .with_context(|| format!("the package prometheus brought no {name}"))?;
+    for name in names.iter().filter(|name| !is_there(name)) {
+        let (program, link) = (from.join(name), bin.join(name));
+        if !program.exists() {
+            bail!("the package {package} brought no {name}");
+        }
+        // One to a program that is gone.
+        _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(program, &link)
+            .with_context(|| format!("cannot make {}", link.display()))?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
+use super::push::Collector;
 use crate::{model::Thresholds, trace::selector::Selector, units};
 
 /// Shortest time after which growth is judged.
@@ -37,6 +38,8 @@ pub struct Config {
     pub growth: Growth,
     /// What is told to Prometheus.
     pub metrics: Metrics,
+    /// What is pushed to a collector of OpenTelemetry.
+    pub otlp: Otlp,
     /// Who may ask.
     pub socket: Socket,
     /// What is kept.
@@ -98,6 +101,17 @@ pub struct Metrics {
     pub profiles: bool,
 }
 
+/// The collector that metrics are pushed to, by OTLP over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Otlp {
+    /// Where it listens: `http://HOST:4318/v1/metrics`. None by default.
+    pub endpoint: Option<String>,
+    /// How often.
+    #[serde(deserialize_with = "duration")]
+    pub every: Duration,
+}
+
 /// The socket that questions come to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -142,6 +156,7 @@ impl Default for Config {
             budget: Budget::default(),
             growth: Growth::default(),
             metrics: Metrics::default(),
+            otlp: Otlp::default(),
             socket: Socket::default(),
             history: History::default(),
         }
@@ -191,6 +206,15 @@ impl Default for Metrics {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9753)),
             top: 20,
             profiles: false,
+        }
+    }
+}
+
+impl Default for Otlp {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            every: Duration::from_secs(10),
         }
     }
 }
@@ -307,6 +331,16 @@ impl Config {
         if self.growth.after < MIN_AFTER {
             return Some(("after", "is 10s at least: everything is read once a second"));
         }
+        let endpoint = self.otlp.endpoint.as_deref().map(Collector::parse);
+        if endpoint.is_some_and(|parsed| parsed.is_none()) {
+            return Some((
+                "endpoint",
+                "is http://HOST:PORT/PATH; a collector beside the daemon speaks TLS for it",
+            ));
+        }
+        if self.otlp.every < Duration::from_secs(1) {
+            return Some(("every", "is 1s at least"));
+        }
         if self.socket.clients == 0 {
             return Some(("clients", "is 1 at least"));
         }
@@ -379,7 +413,7 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .filter(|line| {
-                !["cgroup", "command", "group"]
+                !["cgroup", "command", "group", "endpoint"]
                     .iter()
                     .any(|example| line.starts_with(example))
             })
@@ -411,6 +445,14 @@ mod tests {
         assert_eq!(
             told("[[heap]]\ncomand = 'redis-server'"),
             "m.toml:2: unknown variant `comand`, expected one of `pid`, `command`, `exe`, `user`, `cgroup`, `container`"
+        );
+        assert_eq!(
+            told("[otlp]\nendpoint = 'https://a/b'"),
+            "m.toml:2: endpoint is http://HOST:PORT/PATH; a collector beside the daemon speaks TLS for it"
+        );
+        assert_eq!(
+            told("[metrics]\nprofiles = true"),
+            "m.toml:2: profiles are served where metrics are: enabled = true"
         );
         assert!(told("[[heap]]\npid = 1").starts_with("m.toml:2: pid is of a process that runs"));
     }

@@ -143,7 +143,7 @@ impl Told {
     }
 }
 
-fn labels(one: &ProcessSeries) -> Vec<Label> {
+pub(super) fn labels(one: &ProcessSeries) -> Vec<Label> {
     let (pid, command, container) = match &one.who {
         Some(who) => (who.pid.to_string(), who.comm.clone(), who.container.clone()),
         None => ("other".to_owned(), "other".to_owned(), String::new()),
@@ -183,7 +183,8 @@ fn faults(metric: &mut MetricEncoder<'_>, who: &[Label], faults: &Faults) -> fmt
     Ok(())
 }
 
-fn histogram(metric: &mut MetricEncoder<'_>, faults: &Faults) -> fmt::Result {
+/// Upper bounds in seconds and counts of the buckets that are told.
+pub(super) fn told_buckets(faults: &Faults) -> Vec<(f64, u64)> {
     let mut from = 0;
     let mut buckets = Vec::new();
     for last in (FIRST..=LAST).step_by(4).chain([BUCKETS - 1]) {
@@ -194,6 +195,11 @@ fn histogram(metric: &mut MetricEncoder<'_>, faults: &Faults) -> fmt::Result {
         buckets.push((bound, faults.buckets[from..=last].iter().sum()));
         from = last + 1;
     }
+    buckets
+}
+
+fn histogram(metric: &mut MetricEncoder<'_>, faults: &Faults) -> fmt::Result {
+    let buckets = told_buckets(faults);
     let count = faults.buckets.iter().sum();
     let sum = faults.spent_ns as f64 / 1e9;
     metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)

@@ -26,6 +26,7 @@ use super::{
     naming, past, privileges,
     profiles::Profiles,
     protocol::{Listing, Reply, Request},
+    push::{self, Collector},
     redact::redact,
     scrape::Endpoint,
     service,
@@ -62,7 +63,7 @@ struct Daemon {
     budget: Budget,
     /// Calls of their allocators by the last reading.
     heap_calls: FxHashMap<Pid, u64>,
-    /// What Prometheus is told, where it may ask.
+    /// What Prometheus and a collector are told, where there is one.
     metrics: Option<Rc<RefCell<Metrics>>>,
     archive: Option<Archive>,
 }
@@ -188,9 +189,7 @@ impl Daemon {
             }
         }
         service::stopping();
-        if let Some(scrapes) = scrapes {
-            scrapes.abort();
-        }
+        scrapes.iter().for_each(JoinHandle::abort);
         clients.abort();
         // The server removes its socket when its task is dropped.
         let _ = clients.await;
@@ -202,24 +201,31 @@ impl Daemon {
         Ok(())
     }
 
-    /// Lets Prometheus ask, where the configuration says so.
+    /// Lets Prometheus ask, and pushes to a collector, where the configuration says so.
     async fn open_metrics(
         &mut self,
         profiles: Option<Profiles>,
-    ) -> Result<Option<JoinHandle<()>>, DaemonError> {
+    ) -> Result<Vec<JoinHandle<()>>, DaemonError> {
         let config::Metrics {
-            enabled: true,
+            enabled,
             listen,
             top,
             ..
-        } = self.config.metrics
-        else {
-            return Ok(None);
-        };
+        } = self.config.metrics;
+        let otlp = &self.config.otlp;
+        let collector = otlp.endpoint.as_deref().and_then(Collector::parse);
         let metrics = Rc::new(RefCell::new(Metrics::new(top)));
-        let endpoint = Endpoint::open(listen, Rc::clone(&metrics), profiles).await?;
-        self.metrics = Some(metrics);
-        Ok(Some(task::spawn_local(endpoint.serve())))
+        let mut tasks = Vec::new();
+        if enabled {
+            let endpoint = Endpoint::open(listen, Rc::clone(&metrics), profiles).await?;
+            tasks.push(task::spawn_local(endpoint.serve()));
+        }
+        if let Some(collector) = collector {
+            let pushes = push::push(collector, otlp.every, Rc::clone(&metrics));
+            tasks.push(task::spawn_local(pushes));
+        }
+        self.metrics = (!tasks.is_empty()).then_some(metrics);
+        Ok(tasks)
     }
 
     /// Reads everything: counters, sums of the processes, cgroups; of those that ended this long ago the last.
