@@ -40,6 +40,57 @@ pub struct HistogramKey {
     pub start_low: u32,
 }
 
+/// Faults by the kernel's own count, which nothing runs for at a fault.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// Minor faults: `min_flt` of a task or a process.
+    pub minor: u64,
+    /// Major faults: `maj_flt`.
+    pub major: u64,
+}
+
+impl Pair {
+    /// None at all.
+    pub const NONE: Self = Self { minor: 0, major: 0 };
+}
+
+impl core::ops::Sub for Pair {
+    type Output = Self;
+
+    /// Counts are read one after the other, so a part may be the larger one.
+    fn sub(self, part: Self) -> Self {
+        Self {
+            minor: self.minor.saturating_sub(part.minor),
+            major: self.major.saturating_sub(part.major),
+        }
+    }
+}
+
+/// What is known of a process's faults by the kernel's own counts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelCounts {
+    /// Of the threads that ran when tracing of the process began: what they had by then.
+    pub before: Pair,
+    /// Of the threads that had ended by then.
+    pub ended_before: Pair,
+    /// Threads that ran then and whose faults are not among these.
+    pub others: u64,
+    /// Of the threads that ended since: all that they ever had.
+    pub ended: Pair,
+}
+
+impl KernelCounts {
+    /// Of a process that is traced from its birth on.
+    pub const NONE: Self = Self {
+        before: Pair::NONE,
+        ended_before: Pair::NONE,
+        others: 0,
+        ended: Pair::NONE,
+    };
+}
+
 /// Every fault of one process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +107,8 @@ pub struct FaultHistogram {
     pub minor_untimed: u64,
     /// Major faults whose start was not seen: counted, without a latency.
     pub major_untimed: u64,
+    /// Where faults are timed in windows alone: the kernel's own counts.
+    pub counted: KernelCounts,
     /// Minor faults by [`bucket`].
     pub minor: [u64; BUCKETS],
     /// Major faults by [`bucket`].
@@ -71,12 +124,13 @@ impl FaultHistogram {
         major_sum_ns: 0,
         minor_untimed: 0,
         major_untimed: 0,
+        counted: KernelCounts::NONE,
         minor: [0; BUCKETS],
         major: [0; BUCKETS],
     };
 }
 
-const _: () = assert!(size_of::<FaultHistogram>() == 8 * (6 + 2 * BUCKETS));
+const _: () = assert!(size_of::<FaultHistogram>() == 8 * (13 + 2 * BUCKETS));
 
 #[cfg(test)]
 mod tests {

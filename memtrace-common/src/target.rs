@@ -70,6 +70,14 @@ pub struct KernelOffsets {
     pub task_exit_code: u32,
     /// `signal_struct.live`
     pub signal_live: u32,
+    /// `task_struct.min_flt`
+    pub task_min_flt: u32,
+    /// `task_struct.maj_flt`
+    pub task_maj_flt: u32,
+    /// `signal_struct.min_flt`: of threads that have ended.
+    pub signal_min_flt: u32,
+    /// `signal_struct.maj_flt`
+    pub signal_maj_flt: u32,
     /// `mm_struct.flags`
     pub mm_flags: u32,
     /// `mm_struct.rss_stat`
@@ -133,6 +141,10 @@ impl KernelOffsets {
         task_signal: UNKNOWN,
         task_exit_code: UNKNOWN,
         signal_live: UNKNOWN,
+        task_min_flt: UNKNOWN,
+        task_maj_flt: UNKNOWN,
+        signal_min_flt: UNKNOWN,
+        signal_maj_flt: UNKNOWN,
         mm_flags: UNKNOWN,
         mm_rss_stat: UNKNOWN,
         rss_stride: UNKNOWN,

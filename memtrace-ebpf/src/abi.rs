@@ -31,7 +31,7 @@ pub enum Abi {
 
 /// arch/x86/entry/syscalls/syscall_64.tbl.
 #[inline(always)]
-const fn native(number: u64) -> Option<Meaning> {
+pub const fn native(number: u64) -> Option<Meaning> {
     Some(match number {
         9 => Meaning::Memory(Call::Mmap),
         10 => Meaning::Memory(Call::Mprotect),

@@ -27,6 +27,10 @@ static COUNTERS: Array<u64> = Array::with_max_entries(32, 0);
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: Global<u64> = Global::new(1 << 20);
 
+/// 1 while the reader acts on programs, libraries and ends of processes at once: it has probes to place.
+#[map]
+static AWAITED: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Whether the reader has to act on a record soon.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
@@ -35,7 +39,10 @@ pub enum Urgency {
     /// The same for records that come by the million: a thread numbers them, and looks at one in
     /// [`LOOK_EVERY`] how full the buffer is. What passes between two looks is little beside the buffer.
     Frequent(u32),
-    /// Wake the reader now: it may have probes to place.
+    /// Wake the reader now, if it awaits such records ([`AWAITED`]). To wake it takes longer than all else that is done
+    /// for a record.
+    Awaited,
+    /// Wake the reader now.
     Now,
 }
 
@@ -173,7 +180,8 @@ pub fn emit_with<T: 'static>(fill: impl FnOnce(*mut T)) -> bool {
 fn wakeup(urgency: Urgency) -> u64 {
     let looks = match urgency {
         Urgency::Now => return u64::from(BPF_RB_FORCE_WAKEUP),
-        Urgency::Usual => true,
+        Urgency::Awaited if AWAITED.get(0) == Some(&1) => return u64::from(BPF_RB_FORCE_WAKEUP),
+        Urgency::Usual | Urgency::Awaited => true,
         Urgency::Frequent(number) => number % LOOK_EVERY == 0,
     };
     let filled = looks && EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES.load();

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use memtrace_common::{
     counter::Counter,
-    histogram::{BUCKETS, FaultHistogram, HistogramKey, bucket},
+    histogram::{BUCKETS, FaultHistogram, bucket},
     record::{
         FAULT_ACCESS_KNOWN, FAULT_INSTRUCTION, FAULT_KERNEL, FAULT_MAJOR, FAULT_PROTECTION,
         FAULT_WRITE, Fault, Kind,
@@ -20,7 +20,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, add, count, emit, header},
-    fault_stack, floor,
+    fault_stack, fault_window, floor,
     target::{self, HISTOGRAMS},
     vma::SLOT_MASK,
 };
@@ -143,6 +143,22 @@ fn without_end(pid: u32, target: Target, flags: u16, address: u64, ip: u64) -> i
     0
 }
 
+/// A fault starts whose end will be told; how it accesses is not known.
+#[inline(always)]
+pub fn remember(address: u64, in_kernel: bool) {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = slot(tid) else { return };
+    if slot.tid != 0 && slot.tid != tid && slot.ended == 0 {
+        count(Counter::SlotCollision);
+    }
+    slot.tid = tid;
+    slot.flags = if in_kernel { FAULT_KERNEL } else { 0 };
+    slot.ended = 0;
+    slot.address = address;
+    // SAFETY: the helper takes no argument.
+    slot.started_ns = unsafe { bpf_ktime_get_ns() };
+}
+
 /// PERF_COUNT_SW_PAGE_FAULTS_MIN.
 #[perf_event]
 pub fn fault_end_minor(ctx: PerfEventContext) -> u32 {
@@ -177,12 +193,22 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
         header.flags |= FAULT_KERNEL;
     }
     match slot(header.tid) {
+        // Of faults that are timed in windows alone, one that started outside is not; nor is it the end of an earlier one
+        // that had none (a signal in place of a page).
+        Some(slot)
+            if fault_window::is_on()
+                && (slot.tid != header.tid || slot.ended != 0 || slot.address != address) =>
+        {
+            return 0;
+        }
         // A thread with two events (opened for it, inherited, or of the CPU) ends each fault twice.
         Some(slot) if slot.tid == header.tid && slot.ended != 0 => return 0,
         Some(slot) if slot.tid == header.tid => {
             header.flags = slot.flags;
             record.address = slot.address;
-            record.ip = slot.ip;
+            if !fault_window::is_on() {
+                record.ip = slot.ip;
+            }
             record.latency_ns = header.time_ns.saturating_sub(slot.started_ns);
             if fault_stack::takes(&mut slot.until_sample, major != 0) {
                 record.stack = fault_stack::take(ctx, cs & 3 == 0);
@@ -210,11 +236,7 @@ fn tell(record: Fault) {
 /// Counts the fault where a full ring buffer cannot lose it.
 #[inline(always)]
 fn tally(pid: u32, target: Target, fault: &Fault) {
-    let key = HistogramKey {
-        pid,
-        start_low: target.start_ns as u32,
-    };
-    let Some(histogram) = HISTOGRAMS.get_ptr_mut(&key) else {
+    let Some(histogram) = HISTOGRAMS.get_ptr_mut(&target::key(pid, target.start_ns)) else {
         count(Counter::HistogramMissing);
         return;
     };

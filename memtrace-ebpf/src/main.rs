@@ -4,7 +4,7 @@
 //! the hook and one map look-up. Every helper's result is checked; what could not be recorded is
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
-//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `growth`, `residency`, `heap`, `sample`,
+//! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `fault_window`, `growth`, `residency`, `heap`, `sample`,
 //! `stack`, `unwind`, `mapped`, `python`; and `floor`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
@@ -21,6 +21,7 @@ mod abi;
 mod emit;
 mod fault;
 mod fault_stack;
+mod fault_window;
 mod floor;
 mod growth;
 mod heap;
@@ -33,6 +34,7 @@ mod stack;
 mod target;
 mod unwind;
 mod vma;
+mod vma_event;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -19,7 +19,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, emit, emit_copy, header},
-    heap, residency, target, unwind,
+    fault_window, heap, residency, target, unwind,
 };
 
 /// Offsets into the kernel's structures, from BTF.
@@ -118,7 +118,7 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         record.header.flags = EXEC_UNFOLLOWED;
         target::mark(pid, UNFOLLOWED);
     }
-    emit_copy(record, Counter::LostProcess, Urgency::Now);
+    emit_copy(record, Counter::LostProcess, Urgency::Awaited);
     residency::emit_totals(0);
     let Some(scratch) = ARGUMENTS.get_ptr_mut(0) else {
         return 0;
@@ -188,9 +188,10 @@ pub fn live_threads() -> Option<i32> {
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     // Before the filter: of two last threads, one may find the process gone from the table.
     heap::forget(bpf_get_current_pid_tgid() as u32);
-    let Some((pid, _)) = target::current() else {
+    let Some((pid, target)) = target::current() else {
         return 0;
     };
+    fault_window::thread_ends(pid, target.start_ns);
     let offsets = offsets();
     // SAFETY: the helper takes no argument.
     let task = unsafe { bpf_get_current_task() };
@@ -209,7 +210,11 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     }
     let status: i32 = field(task, offsets.task_exit_code).unwrap_or(0);
     let comm = ctx.command().unwrap_or_default();
-    let urgency = if last { Urgency::Now } else { Urgency::Usual };
+    let urgency = if last {
+        Urgency::Awaited
+    } else {
+        Urgency::Usual
+    };
     emit(
         Exit {
             header,

@@ -19,7 +19,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, count, emit, header},
-    process,
+    fault_window, process,
 };
 
 /// Processes that are traced without being told.
@@ -76,9 +76,24 @@ fn meet() -> bool {
     if !insert(header.pid, target, u64::from(BPF_NOEXIST)) {
         return current().is_some();
     }
+    if fault_window::is_on()
+        && let Some(histogram) = HISTOGRAMS.get_ptr_mut(&key(header.pid, target.start_ns))
+    {
+        // SAFETY: a field of a live map value; its thread's faults of before are counted by nobody else.
+        unsafe { (*histogram).counted = fault_window::counts_of_met() };
+    }
     let comm = bpf_get_current_comm().unwrap_or_default();
     emit(Seen { header, comm }, Counter::LostProcess, Urgency::Now);
     true
+}
+
+/// The key of a process's histogram.
+#[inline(always)]
+pub fn key(pid: u32, start_ns: u64) -> HistogramKey {
+    HistogramKey {
+        pid,
+        start_low: start_ns as u32,
+    }
 }
 
 #[inline(always)]
@@ -137,12 +152,8 @@ fn insert(pid: u32, target: Target, flags: u64) -> bool {
     if TARGETS.insert(&pid, &target, flags).is_err() {
         return false;
     }
-    let key = HistogramKey {
-        pid,
-        start_low: target.start_ns as u32,
-    };
     if HISTOGRAMS
-        .insert(&key, &EMPTY, u64::from(BPF_NOEXIST))
+        .insert(&key(pid, target.start_ns), &EMPTY, u64::from(BPF_NOEXIST))
         .is_err()
     {
         count(Counter::HistogramMissing);

@@ -1,8 +1,8 @@
 //! Memory system calls: time and arguments at entry, one record at return, with the result.
 //!
 //! One raw tracepoint each for entry and return of all system calls, with the number as the first test. The
-//! events of single calls (`syscalls:sys_enter_mmap` …) would cost others a little less, but each of them
-//! takes the kernel tens of milliseconds to remove, one after the other.
+//! events of single calls (`syscalls:sys_exit_mmap` …) cost others less, but each of them takes the kernel tens of
+//! milliseconds to remove, one after the other: they are for whom that does not matter (`vma_event.rs`).
 
 use aya_ebpf::{
     Global,
@@ -123,13 +123,20 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     slot.tid = 0;
+    let values = abi::values(abi, call, number, regs, ctx.arg(1));
+    tell(pid, call, Some(slot.entered_ns), values);
+    0
+}
+
+/// Sends a call that returned: its six arguments and its result. Where its entry is not known, it is taken for short.
+#[inline(always)]
+pub fn tell(pid: u32, call: Call, entered_ns: Option<u64>, values: ([u64; 6], i64)) {
     let mut header = header(Kind::Syscall);
     header.extra = call as u32;
-    let ([first, second, third, fourth, fifth, sixth], result) =
-        abi::values(abi, call, number, regs, ctx.arg(1));
+    let ([first, second, third, fourth, fifth, sixth], result) = values;
     let record = Syscall {
         header,
-        entered_ns: slot.entered_ns,
+        entered_ns: entered_ns.unwrap_or(header.time_ns),
         result,
         arguments: [first, second, third, fourth, fifth],
         offset: if call == Call::Mmap { sixth } else { 0 },
@@ -139,13 +146,11 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
         && record.arguments[2] & PROT_EXEC != 0
         && record.arguments[3] & MAP_ANONYMOUS == 0;
     let urgency = if library {
-        Urgency::Now
+        Urgency::Awaited
     } else {
         Urgency::Usual
     };
     let [address, length, protection, ..] = record.arguments;
-    let result = record.result;
     emit(record, Counter::LostSyscall, urgency);
     unwind::note(pid, call, address, length, protection, result);
-    0
 }

@@ -21,6 +21,7 @@ mod daemon_history;
 mod daemon_kills;
 mod daemon_metrics;
 mod daemon_otlp;
+mod daemon_sampling;
 mod daemon_soak;
 mod daemon_socket;
 mod daemon_top;

@@ -28,6 +28,8 @@ pub struct Config {
     /// Size of the ring buffer in bytes.
     #[serde(deserialize_with = "size")]
     pub ring_buffer: u64,
+    /// Of so many faults the latency of one is measured, on average; all are counted.
+    pub fault_latency_sample: u32,
     /// What is hidden of command lines.
     pub redact_command_lines: Redaction,
     /// Whose heap is probed, from their start on.
@@ -151,6 +153,7 @@ impl Default for Config {
             runtime_directory: "/run/memtrace".into(),
             state_directory: "/var/lib/memtrace".into(),
             ring_buffer: 1 << 25,
+            fault_latency_sample: 1,
             redact_command_lines: Redaction::Off,
             heap: Vec::new(),
             budget: Budget::default(),
@@ -315,6 +318,9 @@ impl Config {
         if !self.ring_buffer.is_power_of_two() || !(4096..=1 << 30).contains(&self.ring_buffer) {
             return Some(("ring_buffer", "is a power of two from 4KiB to 1GiB"));
         }
+        if !(1..=1000).contains(&self.fault_latency_sample) {
+            return Some(("fault_latency_sample", "is 1 to 1000"));
+        }
         let is_pid = |selector: &Selector| matches!(selector, Selector::Pid(_));
         if self.heap.iter().any(is_pid) {
             return Some((
@@ -436,6 +442,10 @@ mod tests {
         assert_eq!(
             told("\nring_buffer = '5KiB'"),
             "m.toml:2: ring_buffer is a power of two from 4KiB to 1GiB"
+        );
+        assert_eq!(
+            told("fault_latency_sample = 0"),
+            "m.toml:1: fault_latency_sample is 1 to 1000"
         );
         assert_eq!(
             told("[history]\nkeep_1s = '2d'"),

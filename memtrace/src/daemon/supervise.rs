@@ -38,7 +38,7 @@ use crate::{
     event::Pid,
     model::Overview,
     probe::{area::Area, object::LoadOptions, run_time},
-    report::document::Document,
+    report::document::{Document, LeftOut},
     seed,
     trace::{Options, Session, naming::Naming, selector::Selector, watch},
 };
@@ -61,6 +61,8 @@ struct Daemon {
     table: Table,
     meter: Meter,
     budget: Budget,
+    /// Latencies that are not measured, as configured.
+    untimed: Option<LeftOut>,
     /// Calls of their allocators by the last reading.
     heap_calls: FxHashMap<Pid, u64>,
     /// What Prometheus and a collector are told, where there is one.
@@ -81,13 +83,16 @@ pub async fn run(
     let profiles = config.metrics.profiles;
     let profiles = profiles.then(|| Profiles::new(sender.clone()));
     let server = Server::open(&config, sender)?;
-    let session = start(&config, log_level)?;
+    let mut session = start(&config, log_level)?;
     // Without it what the programs cost is not known, and the rest is.
     let _measured = run_time::measure()
         .inspect_err(|error| log::warn!("{error}"))
         .ok();
     // Threads keep what they are started with.
     privileges::reduce()?;
+    if config.fault_latency_sample > 1 {
+        session.time_faults(config.fault_latency_sample)?;
+    }
     let archive = match config.history.enabled {
         true => Some(Archive::begin(&config, now_ms())?),
         false => None,
@@ -97,6 +102,7 @@ pub async fn run(
         table: Table::new(),
         meter: Meter::default(),
         budget: Budget::new(config.budget),
+        untimed: untimed(config.fault_latency_sample),
         heap_calls: FxHashMap::default(),
         metrics: None,
         archive,
@@ -117,6 +123,7 @@ fn start(config: &Config, log_level: log::LevelFilter) -> Result<Session, Daemon
         ring_bytes: config.ring_buffer as u32,
         area: area.wire(),
         tell_faults: false,
+        fault_windows: config.fault_latency_sample > 1,
         log_level,
         ..LoadOptions::default()
     };
@@ -256,8 +263,9 @@ impl Daemon {
         }
         let noisiest = self.noisiest(&rows);
         self.budget.read_clock(moment.now_ms);
+        let left_out = self.left_out();
         if let Some(archive) = &mut self.archive {
-            let (model, left_out) = (self.session.model(), self.budget.left_out());
+            let model = self.session.model();
             archive.write(&self.config, model, moment, rows, ended, left_out);
         }
         let cost = self.meter.read(time_ns, self.session.spent_ns());
@@ -274,6 +282,13 @@ impl Daemon {
             None => return,
         }
         log::warn!("over the budget: {action:?}");
+    }
+
+    /// What is left out now.
+    fn left_out(&self) -> Vec<LeftOut> {
+        let mut all = self.budget.left_out();
+        all.extend(self.untimed.clone());
+        all
     }
 
     /// The process that called its allocator most since the last reading.
@@ -465,12 +480,24 @@ impl Daemon {
             return Reply::error("no such process is traced, or it is another user's");
         }
         let mut document: Document = self.session.model().document_of(wanted);
-        document.coverage.left_out = self.budget.left_out();
+        document.coverage.left_out = self.left_out();
         for process in &mut document.processes {
             redact(&mut process.command_line, self.config.redact_command_lines);
         }
         Reply::Report(Box::new(document))
     }
+}
+
+/// What a sample of the latencies leaves out.
+fn untimed(one_in: u32) -> Option<LeftOut> {
+    (one_in > 1).then(|| LeftOut {
+        since_ms: now_ms(),
+        until_ms: None,
+        what: format!(
+            "latencies of {} in {one_in} faults, which are counted all the same (fault_latency_sample)",
+            one_in - 1
+        ),
+    })
 }
 
 /// Milliseconds since 1970.

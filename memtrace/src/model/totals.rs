@@ -84,10 +84,15 @@ impl AddressSpace {
         self.totals.as_ref().filter(|totals| totals.last)
     }
 
-    /// Bytes mapped: the kernel's number at teardown, else as tracked.
+    /// Bytes mapped: the kernel's number at teardown, and where not each mapping is told (a trace of an area), that of
+    /// the last reading; else as tracked.
     pub fn reserved(&self) -> u64 {
-        match self.last() {
-            Some(last) if last.mapped_bytes > 0 => last.mapped_bytes,
+        let read = |totals: &&MemoryTotals| {
+            let told = totals.last || (self.sampled && self.source == Source::Counters);
+            told && totals.mapped_bytes > 0
+        };
+        match self.totals.as_ref().filter(read) {
+            Some(totals) => totals.mapped_bytes,
             _ => self.tracked_reserved(),
         }
     }

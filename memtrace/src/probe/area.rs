@@ -82,6 +82,19 @@ impl Area {
         }
     }
 
+    /// The same once more.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Machine => Self::Machine,
+            Self::Cgroup(cgroup) => Self::Cgroup(Cgroup {
+                path: cgroup.path.clone(),
+                directory: cgroup.directory.try_clone()?,
+                id: cgroup.id,
+                level: cgroup.level,
+            }),
+        })
+    }
+
     /// As the programs are told.
     pub fn wire(&self) -> target::Area {
         match self {

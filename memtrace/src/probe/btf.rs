@@ -48,6 +48,10 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         task_signal: offset("task_struct", "signal"),
         task_exit_code: offset("task_struct", "exit_code"),
         signal_live: offset("signal_struct", "live"),
+        task_min_flt: offset("task_struct", "min_flt"),
+        task_maj_flt: offset("task_struct", "maj_flt"),
+        signal_min_flt: offset("signal_struct", "min_flt"),
+        signal_maj_flt: offset("signal_struct", "maj_flt"),
         mm_flags: offset("mm_struct", "flags"),
         mm_rss_stat: if counter.is_some() {
             rss.map_or(UNKNOWN, |rss| rss.offset)

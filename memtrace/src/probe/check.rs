@@ -185,7 +185,7 @@ fn tracepoints(object: &mut Object) -> Vec<Finding> {
             Some(failure) => limited(&what, failure, ""),
         }
     };
-    match points::attach(object) {
+    match points::attach(object, &[]) {
         Ok(statuses) => statuses.into_iter().map(finding).collect(),
         Err(error) => vec![broken("tracepoints", error.to_string(), "")],
     }

@@ -8,12 +8,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use super::{
     Error,
     area::{self, Area},
+    fault_window::Windows,
     object::Object,
     perf::{self, Scope, Source},
     points::{Status, event_error},
@@ -28,21 +29,40 @@ pub struct FaultProbes {
     wide_failure: Option<String>,
     /// Those of an area, by CPU.
     area: BTreeMap<u32, Vec<Attached>>,
+    /// Faults of an area are timed in windows.
+    in_windows: bool,
+    /// What opens these.
+    windows: Option<Windows>,
 }
 
 /// A link, and the event that it is on.
 pub(super) type Attached = [OwnedFd; 2];
 
-const ENDS: [(&str, &str, Source); 2] = [
-    ("fault_end_minor", "page-faults-min", Source::MinorFaults),
-    ("fault_end_major", "page-faults-maj", Source::MajorFaults),
-];
+/// A software event and what runs at it.
+#[derive(Clone, Copy)]
+pub(super) struct End {
+    pub(super) program: &'static str,
+    pub(super) name: &'static str,
+    pub(super) source: Source,
+}
+
+const MINOR: End = End {
+    program: "fault_end_minor",
+    name: "page-faults-min",
+    source: Source::MinorFaults,
+};
+const MAJOR: End = End {
+    program: "fault_end_major",
+    name: "page-faults-maj",
+    source: Source::MajorFaults,
+};
+const ENDS: [End; 2] = [MINOR, MAJOR];
 
 impl FaultProbes {
     /// Follows the faults of a thread and of all that it makes from now on. A thread that is gone has none.
     pub fn follow(&mut self, object: &Object, tid: u32, inherit: bool) -> Result<(), Error> {
         for end in ENDS {
-            match attach(object, end, Scope::Thread { tid, inherit }) {
+            match attach(of(object, end)?, Scope::Thread { tid, inherit }) {
                 Ok(attached) => self.attached.push(attached),
                 Err(Error::Event { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
                     return Ok(());
@@ -50,6 +70,20 @@ impl FaultProbes {
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// None yet. `in_windows`: the programs were loaded to time faults in windows alone.
+    pub fn new(in_windows: bool) -> Self {
+        Self {
+            in_windows,
+            ..Self::default()
+        }
+    }
+
+    /// Times one in so many faults of an area from now on, in windows.
+    pub fn open_windows(&mut self, object: &Object, area: &Area, one_in: u32) -> Result<(), Error> {
+        self.windows = Some(Windows::begin(object, area, one_in, MINOR)?);
         Ok(())
     }
 
@@ -62,11 +96,12 @@ impl FaultProbes {
         online: &[u32],
     ) -> Result<u64, Error> {
         self.area.retain(|cpu, _| online.contains(cpu));
+        let ends = if self.in_windows { &[MAJOR][..] } else { &ENDS };
         let mut came = 0;
         for &cpu in online {
             let attached = self.area.entry(cpu).or_default();
             if attached.is_empty() {
-                *attached = attach_on(object, area, cpu)?;
+                *attached = attach_on(object, ends, area, cpu)?;
                 came += 1;
             }
         }
@@ -107,7 +142,7 @@ impl FaultProbes {
         let failure = (self.attached.is_empty() && self.area.is_empty())
             .then(|| "no thread was followed".to_owned());
         let own = ENDS.iter().map(|end| Status {
-            name: end.1.to_owned(),
+            name: end.name.to_owned(),
             failure: failure.clone(),
         });
         let wide = self.wide_failure.iter().map(|failure| Status {
@@ -121,16 +156,16 @@ impl FaultProbes {
 fn open_wide(object: &Object) -> Result<Vec<Attached>, Error> {
     let mut wide = Vec::new();
     for cpu in area::online_cpus()? {
-        wide.extend(attach_on(object, &Area::Machine, cpu)?);
+        wide.extend(attach_on(object, &ENDS, &Area::Machine, cpu)?);
     }
     Ok(wide)
 }
 
-/// Both ends on one CPU; none where it went offline meanwhile.
-fn attach_on(object: &Object, area: &Area, cpu: u32) -> Result<Vec<Attached>, Error> {
-    let mut attached = Vec::with_capacity(ENDS.len());
-    for end in ENDS {
-        match attach(object, end, area.on(cpu)) {
+/// These ends on one CPU; none where it went offline meanwhile.
+fn attach_on(object: &Object, ends: &[End], area: &Area, cpu: u32) -> Result<Vec<Attached>, Error> {
+    let mut attached = Vec::with_capacity(ends.len());
+    for &end in ends {
+        match attach(of(object, end)?, area.on(cpu)) {
             Ok(one) => attached.push(one),
             Err(Error::Event { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
                 return Ok(Vec::new());
@@ -141,14 +176,23 @@ fn attach_on(object: &Object, area: &Area, cpu: u32) -> Result<Vec<Attached>, Er
     Ok(attached)
 }
 
-pub(super) fn attach(
-    object: &Object,
-    (program, name, source): (&'static str, &str, Source),
-    scope: Scope,
-) -> Result<Attached, Error> {
+/// A loaded program, with the event that it is for.
+#[derive(Clone, Copy)]
+pub(super) struct Program<'a> {
+    pub(super) end: End,
+    pub(super) descriptor: BorrowedFd<'a>,
+}
+
+pub(super) fn of(object: &Object, end: End) -> Result<Program<'_>, Error> {
+    let descriptor = object.program(end.program)?;
+    Ok(Program { end, descriptor })
+}
+
+pub(super) fn attach(program: Program<'_>, scope: Scope) -> Result<Attached, Error> {
+    let End { name, source, .. } = program.end;
     let event =
         perf::open(source, scope).map_err(|source| event_error(scoped(name, scope), source))?;
-    let link = perf::link(object.program(program)?, event.as_fd(), 0);
+    let link = perf::link(program.descriptor, event.as_fd(), 0);
     let link = link.map_err(|source: io::Error| Error::Attach {
         name: name.to_owned(),
         source,

@@ -3,7 +3,7 @@
 
 use super::{
     Error,
-    fault::{Attached, attach},
+    fault::{Attached, End, attach, of},
     object::Object,
     perf::{Scope, Source},
 };
@@ -11,16 +11,16 @@ use super::{
 /// The event of one thread, and of those that it makes.
 pub type Touches = Attached;
 
-const TOUCH: (&str, &str, Source) = (
-    "fault_touch",
-    "page-faults-min (growth)",
-    Source::MinorFaults,
-);
+const TOUCH: End = End {
+    program: "fault_touch",
+    name: "page-faults-min (growth)",
+    source: Source::MinorFaults,
+};
 
 /// Follows what a thread, and each that it makes, touches first. `None` where it is gone. A child that it forks has the
 /// event too, up to its exec, and the programs take no notice of it.
 pub fn follow(object: &Object, tid: u32) -> Result<Option<Touches>, Error> {
-    match attach(object, TOUCH, Scope::Program { tid }) {
+    match attach(of(object, TOUCH)?, Scope::Program { tid }) {
         Ok(attached) => Ok(Some(attached)),
         Err(Error::Event { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(error) => Err(error),

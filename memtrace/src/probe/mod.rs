@@ -6,11 +6,13 @@
 pub mod allocator;
 pub mod area;
 pub mod btf;
+pub mod calls;
 mod candidate;
 pub mod check;
 pub mod contents;
 pub mod error;
 pub mod fault;
+mod fault_window;
 pub mod flow;
 pub mod growth;
 pub mod heap;

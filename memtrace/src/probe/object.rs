@@ -10,7 +10,7 @@ use aya::{
 use memtrace_common::{
     counter::Counter,
     heap::{GROUP_SIZE, Point},
-    histogram::{FaultHistogram, HistogramKey},
+    histogram::{FaultHistogram, HistogramKey, KernelCounts},
     target::{Area, FOLLOW, Target},
     unwind::{CodeSpace, SCRATCH_PER_CPU},
 };
@@ -52,6 +52,8 @@ pub struct LoadOptions {
     pub area: Area,
     /// Send each fault, rather than counts and latencies alone.
     pub tell_faults: bool,
+    /// Time faults only in windows that are opened ([`super::fault::FaultProbes::open_windows`]).
+    pub fault_windows: bool,
     /// Unwind rules that fit, of all files together; 8 bytes each.
     pub unwind_rows: u32,
     /// Level of the programs' own messages.
@@ -69,6 +71,7 @@ impl Default for LoadOptions {
             hooks_only: false,
             area: Area::NONE,
             tell_faults: true,
+            fault_windows: false,
             unwind_rows: 1 << 21,
             log_level: log::LevelFilter::Warn,
         }
@@ -85,6 +88,7 @@ pub struct Object {
     counters: Array<MapData, u64>,
     ends_everywhere: Array<MapData, u32>,
     growing: HashMap<MapData, u32, u32>,
+    awaited: Array<MapData, u32>,
     code_spaces: Spaces,
     rows: Option<MappedRows>,
 }
@@ -114,6 +118,7 @@ impl Object {
             .override_global("HOOKS_ONLY", &u8::from(options.hooks_only), true)
             .override_global("AREA", &options.area, true)
             .override_global("TELL_FAULTS", &u8::from(options.tell_faults), true)
+            .override_global("FAULT_WINDOWS", &u8::from(options.fault_windows), true)
             .override_global("WAKEUP_BYTES", &u64::from(options.ring_bytes / 16), true)
             .override_global("AYA_LOG_LEVEL", &(options.log_level as u8), false)
             .map_max_entries("EVENTS", options.ring_bytes)
@@ -139,6 +144,7 @@ impl Object {
             counters: array(&mut ebpf, "COUNTERS")?,
             ends_everywhere: array(&mut ebpf, "ENDS_EVERYWHERE")?,
             growing: hash(&mut ebpf, "GROWING")?,
+            awaited: array(&mut ebpf, "AWAITED")?,
             code_spaces: hash(&mut ebpf, SPACES)?,
             rows: Some(MappedRows::take(&mut ebpf, options.unwind_rows)?),
             ebpf,
@@ -206,6 +212,16 @@ impl Object {
         })
     }
 
+    /// Whether the reader is woken by new programs, libraries and ends of processes: it has probes to place. Without, it
+    /// learns of them when it looks.
+    pub fn set_awaited(&mut self, awaited: bool) -> Result<(), Error> {
+        let written = self.awaited.set(0, u32::from(awaited), 0);
+        written.map_err(|error| Error::Map {
+            name: "AWAITED",
+            reason: error.to_string(),
+        })
+    }
+
     /// Traces a process from now on; `start_ns` is part of its identity.
     pub fn trace(&mut self, pid: u32, start_ns: u64, follow: bool) -> Result<(), Error> {
         let failed = |error: aya::maps::MapError| Error::Map {
@@ -227,8 +243,14 @@ impl Object {
         self.targets.insert(pid, target, 0).map_err(failed)
     }
 
-    /// Traces a process that runs in the area, with its children. False: the kernel side met it before.
-    pub fn trace_in_area(&mut self, pid: u32, start_ns: u64) -> Result<bool, Error> {
+    /// Traces a process that runs in the area, with its children. `counted` is what the kernel counted of its faults by
+    /// now. False: the kernel side met it before.
+    pub fn trace_in_area(
+        &mut self,
+        pid: u32,
+        start_ns: u64,
+        counted: KernelCounts,
+    ) -> Result<bool, Error> {
         let target = Target {
             start_ns,
             flags: FOLLOW,
@@ -252,7 +274,11 @@ impl Object {
             pid,
             start_low: start_ns as u32,
         };
-        let inserted = self.histograms.insert(key, FaultHistogram::EMPTY, 0);
+        let histogram = FaultHistogram {
+            counted,
+            ..FaultHistogram::EMPTY
+        };
+        let inserted = self.histograms.insert(key, histogram, 0);
         inserted.map_err(|error| Error::Map {
             name: "HISTOGRAMS",
             reason: error.to_string(),
@@ -335,6 +361,7 @@ fn load_program(program: &mut Program) -> Result<(), Error> {
         Program::RawTracePoint(program) => program.load(),
         Program::PerfEvent(program) => program.load(),
         Program::UProbe(program) => program.load(),
+        Program::TracePoint(program) => program.load(),
         _ => {
             return Err(Error::Object {
                 name: "a program of a known type",

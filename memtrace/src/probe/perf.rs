@@ -8,9 +8,9 @@ use std::{
 };
 
 use perf_event_open_sys::bindings::{
-    PERF_COUNT_SW_DUMMY, PERF_COUNT_SW_PAGE_FAULTS_MAJ, PERF_COUNT_SW_PAGE_FAULTS_MIN,
-    PERF_FLAG_FD_CLOEXEC, PERF_FLAG_PID_CGROUP, PERF_SAMPLE_READ, PERF_SAMPLE_TID,
-    PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT, perf_event_attr,
+    PERF_COUNT_SW_DUMMY, PERF_COUNT_SW_PAGE_FAULTS, PERF_COUNT_SW_PAGE_FAULTS_MAJ,
+    PERF_COUNT_SW_PAGE_FAULTS_MIN, PERF_FLAG_FD_CLOEXEC, PERF_FLAG_PID_CGROUP, PERF_SAMPLE_READ,
+    PERF_SAMPLE_TID, PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT, perf_event_attr,
 };
 
 /// Whose events an event counts.
@@ -55,6 +55,8 @@ impl Scope {
 pub enum Source {
     /// A tracepoint or tracefs uprobe, by its id.
     Tracepoint(u64),
+    /// The starts of faults, each one.
+    Faults,
     /// Minor faults, each one.
     MinorFaults,
     /// Major faults, each one.
@@ -84,6 +86,10 @@ pub fn open(source: Source, scope: Scope) -> io::Result<OwnedFd> {
         Source::Tracepoint(id) => {
             attr.type_ = PERF_TYPE_TRACEPOINT;
             attr.config = id;
+        }
+        Source::Faults => {
+            attr.type_ = PERF_TYPE_SOFTWARE;
+            attr.config = u64::from(PERF_COUNT_SW_PAGE_FAULTS);
         }
         Source::MinorFaults => {
             attr.type_ = PERF_TYPE_SOFTWARE;

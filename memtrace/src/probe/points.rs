@@ -28,10 +28,29 @@ const HOOKS: [(&str, &str, bool); 9] = [
     ("fault_start_kernel", "page_fault_kernel", false),
 ];
 
-/// Attaches every hook that this kernel has, for as long as the object lives.
-pub fn attach(object: &mut Object) -> Result<Vec<Status>, Error> {
+/// Groups of [`HOOKS`] that may be left out, each by the beginning of its programs' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// The starts of faults.
+    Faults,
+    /// System calls.
+    Calls,
+}
+
+impl Group {
+    fn has(self, program: &str) -> bool {
+        program.starts_with(match self {
+            Self::Faults => "fault_start",
+            Self::Calls => "syscall_",
+        })
+    }
+}
+
+/// Attaches every hook that this kernel has but those of some groups, for as long as the object lives.
+pub fn attach(object: &mut Object, without: &[Group]) -> Result<Vec<Status>, Error> {
     let mut statuses = Vec::new();
-    for (program, tracepoint, required) in HOOKS {
+    let wanted = |program: &str| !without.iter().any(|group| group.has(program));
+    for (program, tracepoint, required) in HOOKS.into_iter().filter(|hook| wanted(hook.0)) {
         let failure = match object.attach_raw(program, tracepoint) {
             Ok(()) => None,
             Err(error) if required => return Err(error),

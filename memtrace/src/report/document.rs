@@ -45,7 +45,7 @@ pub struct Coverage {
     pub probes: Vec<Probe>,
     /// Exited processes that were dropped to bound memory; their numbers are in no row.
     pub processes_dropped: u64,
-    /// What the daemon left out to keep to its budget.
+    /// What the daemon left out: to keep to its budget, or as it was configured.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
 }

@@ -56,6 +56,7 @@ fn body(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()>
         Some(latency) => {
             writeln!(out)?;
             percentiles(latency, style, out)?;
+            waited(latency, total(faults), out)?;
             histogram(&latency.buckets, style, out)?;
         }
         None => writeln!(out, "  Latency {NOT_MEASURED}")?,
@@ -94,13 +95,40 @@ fn percentiles(latency: &Latency, style: &Style, out: &mut dyn Write) -> io::Res
         p999,
         max,
     ]);
-    table.render(2, style, out)?;
+    table.render(2, style, out)
+}
+
+/// Of all faults where all were timed, else an estimate.
+fn waited(latency: &Latency, all: u64, out: &mut dyn Write) -> io::Result<()> {
+    if latency.count >= all {
+        return writeln!(
+            out,
+            "  Waited {} in minor faults, {} in major faults",
+            units::duration(latency.minor_sum),
+            units::duration(latency.major_sum)
+        );
+    }
+    let (estimate, error) = estimate(latency, all);
     writeln!(
         out,
-        "  Waited {} in minor faults, {} in major faults",
-        units::duration(latency.minor_sum),
-        units::duration(latency.major_sum)
+        "  Of {} of them; waited {} ± {} in all, by that",
+        units::count(latency.count),
+        units::duration(estimate),
+        units::duration(error)
     )
+}
+
+/// What all faults took together, from those that were timed, and its standard error. The faults of a window are alike,
+/// where they are timed in windows: the error is what it would be at least.
+fn estimate(latency: &Latency, all: u64) -> (u64, u64) {
+    let (all, timed) = (all as f64, latency.count.max(1) as f64);
+    let mean = latency.minor_sum.saturating_add(latency.major_sum) as f64 / timed;
+    // A bucket's upper bound is up to a quarter above what is in it; the last one has none.
+    let bound = |bucket: &Bucket| bucket.le.min(latency.max) as f64;
+    let squares = |bucket: &Bucket| bucket.count as f64 * (bound(bucket) - mean).powi(2);
+    let variance = latency.buckets.iter().map(squares).sum::<f64>() / (timed - 1.0).max(1.0);
+    let error = all * (variance / timed * (1.0 - timed / all)).sqrt();
+    ((mean * all) as u64, error as u64)
 }
 
 /// Upper bounds as powers of two, without gaps, so that distance down the page is distance in time.
@@ -354,6 +382,15 @@ Nothing was lost: 3,198,000 events, 2 probes attached.
 Committed bytes come from kernel counters.
 "
         );
+    }
+
+    #[test]
+    fn what_was_not_timed_is_estimated() {
+        let mut document = fixture::leaky();
+        document.processes[0].faults.minor = 1039;
+        let text = rendered("faults", &document, &Style::default());
+        let estimate = "  Of 130 of them; waited 9.0 ms ± 7.5 ms in all, by that\n";
+        assert!(text.contains(estimate), "{text}");
     }
 
     #[test]

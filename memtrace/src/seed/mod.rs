@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use memtrace_common::histogram::{KernelCounts, Pair};
 use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime},
@@ -147,6 +148,40 @@ pub fn totals(pid: Pid) -> Option<MemoryTotals> {
         approximate: true,
         last: false,
     })
+}
+
+/// The faults of a process as the kernel counts them, those of threads that have ended included; `None` when it is gone.
+pub fn faults(pid: Pid) -> Option<Pair> {
+    let stat = Process::new(pid as i32).ok()?.stat().ok()?;
+    Some(Pair {
+        minor: stat.minflt,
+        major: stat.majflt,
+    })
+}
+
+/// The faults of the threads that a process has now, but for one of them.
+pub fn faults_of_threads(pid: Pid, but: Option<u32>) -> Pair {
+    let tasks = Process::new(pid as i32).and_then(|process| process.tasks());
+    let others = tasks.into_iter().flatten().flatten();
+    let stats = others
+        .filter(|task| Some(task.tid as u32) != but)
+        .filter_map(|task| task.stat().ok());
+    stats.fold(Pair::NONE, |sum, stat| Pair {
+        minor: sum.minor + stat.minflt,
+        major: sum.major + stat.majflt,
+    })
+}
+
+/// What the kernel counted of a process by now.
+pub fn kernel_counts(pid: Pid) -> KernelCounts {
+    let before = faults_of_threads(pid, None);
+    let all = faults(pid).unwrap_or_default();
+    KernelCounts {
+        before,
+        ended_before: all - before,
+        others: 0,
+        ended: Pair::NONE,
+    }
 }
 
 /// The whole address space from /proc/PID/smaps, between a begin and an end. Empty when the process is gone.

@@ -21,6 +21,7 @@ use crate::{
 };
 
 use decode::Decoded;
+use totals::Counts;
 
 /// Records taken at a time: keeps a drain short enough for timers and signals to have their turn.
 const BATCH: usize = 8192;
@@ -36,6 +37,8 @@ pub struct Stream {
     /// Mapping records that CPUs took with them when they went.
     unread_mappings: u64,
     unwinder: Unwinder,
+    /// Where the kernel side knows a sample of the faults alone.
+    counts: Option<Counts>,
     /// The last drain left nothing behind.
     emptied: bool,
     batch: Vec<Decoded>,
@@ -54,6 +57,7 @@ impl Stream {
             unseen_ends: 0,
             unread_mappings: 0,
             unwinder,
+            counts: None,
             emptied: false,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
@@ -63,6 +67,25 @@ impl Stream {
     /// Tells when tracing of a process began; forks are learnt from the stream itself.
     pub fn begin(&mut self, pid: Pid, start_ns: u64) {
         self.starts.insert(pid, start_ns);
+    }
+
+    /// Counts faults by the kernel's own counts from now on, since the kernel side knows a sample alone.
+    pub fn count_faults_by_kernel(&mut self) {
+        self.counts = Some(Counts::default());
+    }
+
+    /// A thread of a process was met, and others ran by then.
+    pub fn met_with_others(&mut self, pid: Pid, tid: u32) {
+        if let Some(counts) = &mut self.counts {
+            counts.met_with_others(pid, tid);
+        }
+    }
+
+    /// Reads the kernel's counts of a process for the next totals.
+    pub fn count_faults_of(&mut self, pid: Pid) {
+        if let Some(counts) = &mut self.counts {
+            counts.update(pid);
+        }
     }
 
     /// Compiles the unwind rules of files that are about to be mapped.
@@ -103,6 +126,9 @@ impl Stream {
     /// Adds the end of a process that was found gone without its end being told.
     pub fn push_end(&mut self, pid: Pid, time_ns: u64) {
         self.starts.remove(&pid);
+        if let Some(counts) = &mut self.counts {
+            counts.forget(pid);
+        }
         let kind = EventKind::Exit {
             code: None,
             signal: None,
@@ -238,7 +264,9 @@ impl Stream {
             deliver(counted("process_end_not_seen", count, true));
         }
         for (&pid, &start_ns) in &self.starts {
-            if let Some(event) = totals::read(object, pid, start_ns, now_ns, false) {
+            if let Some(event) =
+                totals::read(object, self.counts.as_mut(), (pid, start_ns), now_ns, false)
+            {
                 deliver(event);
             }
         }
@@ -255,8 +283,13 @@ impl Stream {
             }
             EventKind::Exit { .. } => {
                 if let Some(start_ns) = self.starts.remove(&event.pid)
-                    && let Some(totals) =
-                        totals::read(object, event.pid, start_ns, event.time_ns, true)
+                    && let Some(totals) = totals::read(
+                        object,
+                        self.counts.as_mut(),
+                        (event.pid, start_ns),
+                        event.time_ns,
+                        true,
+                    )
                 {
                     deliver(totals);
                 }

@@ -1,6 +1,8 @@
 //! An area that is traced as a whole: its processes are not followed one by one. Those that run when tracing begins
 //! come from /proc, the kernel side meets the others, and events stand on CPUs.
 
+use memtrace_common::histogram::HistogramKey;
+
 use super::Session;
 use crate::{
     event::{Event, EventKind, Pid},
@@ -35,7 +37,11 @@ impl Session {
         for pid in running {
             let start_ns = seed::now_ns();
             // A kernel thread or a zombie has no memory of its own.
-            if seed::totals(pid).is_none() || !self.object.trace_in_area(pid, start_ns)? {
+            if seed::totals(pid).is_none() {
+                continue;
+            }
+            let counted = seed::kernel_counts(pid);
+            if !self.object.trace_in_area(pid, start_ns, counted)? {
                 continue;
             }
             self.stream.begin(pid, start_ns);
@@ -52,8 +58,25 @@ impl Session {
         Ok(())
     }
 
+    /// Times one in so many faults of the area from now on. The programs must have been loaded for it
+    /// ([`crate::probe::object::LoadOptions::fault_windows`]).
+    pub fn time_faults(&mut self, one_in: u32) -> Result<(), Error> {
+        match &self.area {
+            Some(area) => self.faults.open_windows(&self.object, area, one_in),
+            None => Ok(()),
+        }
+    }
+
     /// The kernel side met a process: what /proc says of it, as far as it is still there.
-    pub(super) fn met(&mut self, pid: Pid, start_ns: u64) {
+    pub(super) fn met(&mut self, pid: Pid, tid: u32, start_ns: u64) {
+        let key = HistogramKey {
+            pid,
+            start_low: start_ns as u32,
+        };
+        let histogram = self.object.histogram(key, false);
+        if histogram.is_some_and(|histogram| histogram.counted.others > 0) {
+            self.stream.met_with_others(pid, tid);
+        }
         let identity = seed::identity(pid, start_ns, true);
         let is_there = identity.len() > 1;
         for event in identity.into_iter().filter(|_| is_there) {
@@ -162,6 +185,7 @@ impl Session {
             let time_ns = seed::now_ns();
             match seed::totals(pid) {
                 Some(totals) => {
+                    self.stream.count_faults_of(pid);
                     let kind = EventKind::Memory(Box::new(totals));
                     self.consume(Event {
                         time_ns,

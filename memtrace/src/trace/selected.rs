@@ -59,6 +59,7 @@ impl Session {
         };
         if self.selection.is_empty() {
             self.prepare_usual()?;
+            self.object.set_awaited(true)?;
         }
         let rule = Rule { selector, uid };
         self.selection.add(rule.clone());
@@ -101,6 +102,9 @@ impl Session {
             had.push(pid);
         }
         had.retain(|&pid| !self.selection.has(pid));
+        if self.selection.is_empty() {
+            self.object.set_awaited(false)?;
+        }
         if had.is_empty() && !known {
             return Err(SelectError::NotSelected { selector });
         }

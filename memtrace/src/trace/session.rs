@@ -24,11 +24,12 @@ use crate::{
     probe::{
         Error,
         area::Area,
+        calls::CallEvents,
         fault::FaultProbes,
         heap::HeapProbes,
         hotplug::Hotplug,
         object::{LoadOptions, Logger, Object},
-        points::{self, Status},
+        points::{self, Group, Status},
         sideband::Sideband,
         tracefs::Tracefs,
     },
@@ -66,6 +67,8 @@ pub struct Session {
     pub(super) heap: HeapWatch,
     pub(super) sideband: Sideband,
     pub(super) faults: FaultProbes,
+    #[expect(dead_code, reason = "held open")]
+    calls: Option<CallEvents>,
     pub(super) object: Object,
     logger: Option<Logger>,
     /// Processes that run, as of the event that is handled.
@@ -106,16 +109,21 @@ impl Session {
         let mut object = Object::load(&options.load)?;
         let stacks = options.load.stacks && (options.heap || options.load.tell_faults);
         let mut unwinder = Unwinder::new(Box::new(object.take_rows()?), stacks);
-        if options.load.area.kind != AREA_NONE {
+        if options.load.area.kind == AREA_NONE {
+            object.set_awaited(true)?;
+        } else {
             unwinder.choose();
         }
-        let stream = Stream::new(object.take_ring()?, unwinder);
+        let mut stream = Stream::new(object.take_ring()?, unwinder);
+        if options.load.fault_windows {
+            stream.count_faults_by_kernel();
+        }
         let logger = object.logger();
-        let statuses = points::attach(&mut object)?;
         let limits = Limits {
             growth: options.growth,
             ..Limits::default()
         };
+        let (calls, statuses) = hook(&mut object, &tracefs, &options)?;
         let model = if options.load.tell_faults {
             Model::new(limits)
         } else {
@@ -126,6 +134,7 @@ impl Session {
         } else {
             "the daemon has no heap probes on it (memtrace heap on)"
         };
+        let faults = FaultProbes::new(options.load.fault_windows);
         let heap = HeapWatch::new(options.heap.then(|| HeapProbes::new(tracefs)), why_off);
         let growing = Growing::new(options.growth.after_ns);
         let mut session = Self {
@@ -139,7 +148,8 @@ impl Session {
             recording_failure: None,
             heap,
             sideband: Sideband::new()?,
-            faults: FaultProbes::default(),
+            faults,
+            calls,
             object,
             logger,
             traced: HashSet::new(),
@@ -357,9 +367,9 @@ impl Session {
             }
             // Of a process that was told to be traced, its identity; of one that was not, that it was met.
             EventKind::Started(started) if self.traced.insert(event.pid) => {
-                let (pid, start_ns) = (event.pid, started.start_ns);
+                let (pid, tid, start_ns) = (event.pid, event.tid, started.start_ns);
                 self.consume(event);
-                self.met(pid, start_ns);
+                self.met(pid, tid, start_ns);
             }
             EventKind::Memory(_) => {
                 // Told when an execve begins, and once more when the new program is in place.
@@ -491,6 +501,33 @@ impl Session {
         self.recording = None;
         self.recording_failure.get_or_insert(error);
     }
+}
+
+/// Attaches what belongs to no process. A trace of an area lasts: system calls are told by events of their own, which
+/// cost others least, where the kernel has them.
+fn hook(
+    object: &mut Object,
+    tracefs: &Tracefs,
+    options: &Options,
+) -> Result<(Option<CallEvents>, Vec<Status>), Error> {
+    let mut without = Vec::new();
+    let mut statuses = Vec::new();
+    let mut calls = None;
+    if options.load.fault_windows {
+        without.push(Group::Faults);
+    }
+    if options.load.area.kind != AREA_NONE {
+        match CallEvents::attach(object, tracefs) {
+            Ok((attached, told)) => {
+                calls = Some(attached);
+                statuses = told;
+                without.push(Group::Calls);
+            }
+            Err(error) => log::debug!("{error}"),
+        }
+    }
+    statuses.extend(points::attach(object, &without)?);
+    Ok((calls, statuses))
 }
 
 /// A trace that ended.
