@@ -128,6 +128,7 @@ fn tables_are_exported_while_the_daemon_writes() {
         "points-1s",
         "points-10s",
         "points-5min",
+        "growth",
         "events",
         "marks",
     ] {

@@ -4,7 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -47,12 +47,16 @@ struct Lived {
 struct Load {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<Lived>>>,
+    /// By how much the latest of its sleeps was too long, in milliseconds.
+    late_ms: Arc<AtomicI64>,
 }
 
 impl Load {
     fn begin(cgroup: Arc<Cgroup>) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let late_ms = Arc::new(AtomicI64::new(0));
+        let late = Arc::clone(&late_ms);
         let thread = std::thread::spawn(move || {
             let mut lived = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
@@ -68,13 +72,20 @@ impl Load {
                     to_ms,
                 });
                 std::thread::sleep(Duration::from_millis(40));
+                late.fetch_max(now_ms() - to_ms - 40, Ordering::Relaxed);
             }
             lived
         });
         Load {
             stop,
             thread: Some(thread),
+            late_ms,
         }
+    }
+
+    /// By how much it was late since this was asked last.
+    fn late_ms(&self) -> i64 {
+        self.late_ms.swap(0, Ordering::Relaxed)
     }
 
     /// All that lived.
@@ -132,7 +143,12 @@ fn fifty_kills_leave_nothing_attached_and_cost_two_seconds_each_at_most() {
         let random = RandomState::new().build_hasher().finish();
         let started_ms = now_ms();
         let process = Running::start(&mut daemon.command());
-        std::thread::sleep(Duration::from_millis(random % 3000));
+        // One in four while it starts, or just after.
+        let longest = if turn.is_multiple_of(4) { 1500 } else { 2500 };
+        if !turn.is_multiple_of(4) {
+            process.stderr_has("msg=\"ready\"");
+        }
+        std::thread::sleep(Duration::from_millis(random % longest));
         probed += u64::from(steps.breakpoints() > 0);
         process.signal(Signal::SIGKILL);
         let killed_ms = now_ms();
@@ -148,7 +164,12 @@ fn fifty_kills_leave_nothing_attached_and_cost_two_seconds_each_at_most() {
         if last_ms >= started_ms {
             begun += 1;
             let lost = killed_ms - last_ms;
-            assert!(lost < 2500, "turn {turn}: the last {lost} ms are lost");
+            // A machine that wakes the test late wakes the daemon late.
+            let late = load.late_ms();
+            assert!(
+                lost < 2500 + 5 * late,
+                "turn {turn}: the last {lost} ms are lost, {late} ms late"
+            );
         }
     }
     assert!(

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use arrow_array::{
     ArrayRef, RecordBatch,
-    builder::{BinaryBuilder, Int64Builder, StringBuilder},
+    builder::{BinaryBuilder, Float64Builder, Int64Builder, StringBuilder},
     types::TimestampMillisecondType,
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -29,6 +29,8 @@ pub enum Table {
     /// Points five minutes apart.
     #[value(name = "points-5min")]
     Points5min,
+    /// Sites that grew, each with its stack and what tells whose it is.
+    Growth,
     /// What happened to the daemon: gaps, losses, what was left out.
     Events,
     /// Named moments.
@@ -41,6 +43,7 @@ enum Kind {
     /// Milliseconds since 1970.
     Time,
     Number,
+    Real,
     Text,
     Bytes,
 }
@@ -86,6 +89,25 @@ const PROCESS: [Column; 13] = [
     ("faults", Kind::Bytes),
 ];
 
+const GROWTH: [Column; 14] = [
+    ("time_ms", Kind::Time),
+    ("process", Kind::Number),
+    ("stack", Kind::Number),
+    ("since_ms", Kind::Time),
+    ("bytes", Kind::Number),
+    ("bytes_error", Kind::Number),
+    ("samples", Kind::Number),
+    ("bytes_per_second", Kind::Real),
+    ("bytes_per_second_error", Kind::Real),
+    ("confidence", Kind::Real),
+    ("over_ms", Kind::Number),
+    ("leak_candidate", Kind::Number),
+    ("oldest_ms", Kind::Time),
+    ("newest_ms", Kind::Time),
+];
+
+const STACK: [Column; 2] = [("stack_end", Kind::Text), ("frames", Kind::Text)];
+
 const EVENT: [Column; 5] = [
     ("time_ms", Kind::Time),
     ("end_ms", Kind::Time),
@@ -108,6 +130,7 @@ impl Table {
             Self::Points1s | Self::Points10s | Self::Points5min => {
                 [of("s", &SAMPLE), of("p", &WHOSE)].concat()
             }
+            Self::Growth => [of("g", &GROWTH), of("k", &STACK), of("p", &WHOSE)].concat(),
             Self::Events => of("event", &EVENT),
             Self::Marks => of("mark", &MARK),
         }
@@ -120,6 +143,10 @@ impl Table {
             Self::Points10s => "sample_10s s JOIN process p ON p.id = s.process ORDER BY s.time_ms",
             Self::Points5min => {
                 "sample_5min s JOIN process p ON p.id = s.process ORDER BY s.time_ms"
+            }
+            Self::Growth => {
+                "growth g JOIN process p ON p.id = g.process JOIN stack k ON k.id = g.stack \
+                 ORDER BY g.time_ms"
             }
             Self::Events => "event ORDER BY time_ms",
             Self::Marks => "mark ORDER BY rowid",
@@ -136,6 +163,7 @@ impl Table {
                     DataType::Timestamp(TimeUnit::Millisecond, utc()),
                 ),
                 Kind::Number => (name, DataType::Int64),
+                Kind::Real => (name, DataType::Float64),
                 Kind::Text => (name, DataType::Utf8),
                 Kind::Bytes => (name, DataType::Binary),
             };
@@ -194,6 +222,7 @@ fn batch(rows: &mut Rows<'_>, table: Table) -> rusqlite::Result<RecordBatch> {
 enum Builder {
     Time(Int64Builder),
     Number(Int64Builder),
+    Real(Float64Builder),
     Text(StringBuilder),
     Bytes(BinaryBuilder),
 }
@@ -203,6 +232,7 @@ impl Builder {
         match kind {
             Kind::Time => Self::Time(Int64Builder::new()),
             Kind::Number => Self::Number(Int64Builder::new()),
+            Kind::Real => Self::Real(Float64Builder::new()),
             Kind::Text => Self::Text(StringBuilder::new()),
             Kind::Bytes => Self::Bytes(BinaryBuilder::new()),
         }
@@ -215,6 +245,8 @@ impl Builder {
                 to.append_value(number);
             }
             (Self::Time(to) | Self::Number(to), ValueRef::Null) => to.append_null(),
+            (Self::Real(to), ValueRef::Real(number)) => to.append_value(number),
+            (Self::Real(to), ValueRef::Null) => to.append_null(),
             (Self::Text(to), ValueRef::Text(text)) => {
                 to.append_value(String::from_utf8_lossy(text));
             }
@@ -235,6 +267,7 @@ impl Builder {
                 Arc::new(times.with_timezone("UTC"))
             }
             Self::Number(mut column) => Arc::new(column.finish()),
+            Self::Real(mut column) => Arc::new(column.finish()),
             Self::Text(mut column) => Arc::new(column.finish()),
             Self::Bytes(mut column) => Arc::new(column.finish()),
         }
@@ -245,7 +278,11 @@ impl Builder {
 mod tests {
     use super::*;
     use crate::store::history::{Batch, Identity, Retention, Row, Writer};
-    use arrow_array::{Array as _, cast::AsArray as _, types::Int64Type};
+    use arrow_array::{
+        Array as _,
+        cast::AsArray as _,
+        types::{Float64Type, Int64Type},
+    };
 
     const START: i64 = 1_700_000_000_000;
 
@@ -313,5 +350,14 @@ mod tests {
         assert_eq!(of(Table::Processes)[0].num_rows(), 1);
         assert_eq!(of(Table::Events)[0].num_rows(), 1, "the start");
         assert!(of(Table::Marks).is_empty());
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let rows = "INSERT INTO stack VALUES (5, 'start', '[]'); \
+                    INSERT INTO growth VALUES (2000, 1, 5, 1000, 4096, 64, 3, 1.5, 0.5, 0.99, 60000, 1, 1500, 1900);";
+        connection.execute_batch(rows).unwrap();
+        let growth = &of(Table::Growth)[0];
+        let rate = growth.column_by_name("bytes_per_second").unwrap();
+        assert_eq!(rate.as_primitive::<Float64Type>().values(), &[1.5]);
+        let frames = growth.column_by_name("frames").unwrap();
+        assert_eq!(frames.as_string::<i32>().value(0), "[]");
     }
 }
