@@ -103,6 +103,13 @@ impl Spaces {
         self.changed.remove(&pid);
     }
 
+    /// A process forked one that nothing is kept of. The kernel side gave that one its parent's table.
+    pub fn leave_child(&mut self, parent: Pid, child: Pid) {
+        if let Some(space) = self.by_pid.get(&parent) {
+            self.left.push((child, space.clone()));
+        }
+    }
+
     /// Has the tables of processes removed that were left.
     pub fn remove_left(&mut self, mut remove: impl FnMut(Pid)) {
         for (pid, _rows) in self.left.drain(..) {
@@ -286,6 +293,21 @@ mod tests {
             tid: 1,
             kind: EventKind::FileMapped(Box::new(map)),
         }
+    }
+
+    #[test]
+    fn rows_stay_until_no_table_of_the_kernel_side_names_them() {
+        let rows = Rc::new(Span { first: 1, rows: 2 });
+        let mut spaces = Spaces::default();
+        spaces.note(&mapped(0x10_000));
+        spaces.resolve(1, |_| (rows.clone(), 0));
+        spaces.leave_child(1, 2);
+        spaces.leave(1);
+        assert_eq!(Rc::strong_count(&rows), 3);
+        let mut removed = Vec::new();
+        spaces.remove_left(|pid| removed.push((pid, Rc::strong_count(&rows))));
+        assert_eq!(removed, [(2, 3), (1, 2)]);
+        assert_eq!(Rc::strong_count(&rows), 1);
     }
 
     #[test]

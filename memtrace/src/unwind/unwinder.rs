@@ -131,8 +131,12 @@ impl Unwinder {
             return true;
         };
         if !chosen.contains(&event.pid) {
-            let forks = matches!(event.kind, EventKind::Fork { .. });
-            return self.growing.contains(&event.pid) && !forks;
+            let kept = self.growing.contains(&event.pid);
+            if let (true, EventKind::Fork { child, .. }) = (kept, &event.kind) {
+                self.spaces.leave_child(event.pid, *child);
+                return false;
+            }
+            return kept;
         }
         match event.kind {
             EventKind::Fork { child, .. } => {
