@@ -54,6 +54,8 @@ pub struct Frames {
     cframe: u64,
     /// Python functions that were read.
     read: u64,
+    /// Of these, such whose call of the loop was read too.
+    ended: u64,
     /// Calls of the loop that they are of, and where each is on the C stack.
     calls: u64,
     places: [u64; MAX_PYTHON_FRAMES + 1],
@@ -76,6 +78,7 @@ pub fn begin(frames: &mut Frames, place: u64, pid: u32, sp: u64) {
     frames.pid = u64::from(pid);
     frames.sp = sp;
     frames.read = 0;
+    frames.ended = 0;
     frames.calls = 0;
     frames.loops = 0;
     frames.count = 0;
@@ -145,6 +148,10 @@ unsafe extern "C" fn read_frame(_index: u32, context: *mut c_void) -> i64 {
     let place = frames.frame;
     frames.frame = previous;
     if owner == OWNED_BY_C_STACK {
+        // None of its functions has begun: the loop's own frame stays.
+        if frames.read == frames.ended {
+            return i64::from(previous == 0);
+        }
         let last = frames.read.wrapping_sub(1) as usize & MAX_PYTHON_FRAMES;
         frames.words[last] |= PYTHON_ENTRY;
         return end_call(frames, place);
@@ -188,6 +195,7 @@ fn end_call(frames: &mut Frames, place: u64) -> i64 {
     }
     frames.places[frames.calls as usize & MAX_PYTHON_FRAMES] = place;
     frames.calls += 1;
+    frames.ended = frames.read;
     i64::from(frames.frame == 0)
 }
 

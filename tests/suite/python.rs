@@ -128,6 +128,54 @@ fn those_of_python_3_13_are_too() {
     assert_as_python_tells(&of_pyenv("3.13"));
 }
 
+/// sort() calls a function whose first act, before it has begun, is to make a cell.
+const CELLS: &str = "\
+import os, sys
+kept = []
+def key(x):
+    kept.append(lambda: x)
+    return 0
+print('ready', flush=True)
+sys.stdin.readline()
+list(range(1000)).sort(key=key)
+os._exit(0)
+";
+
+/// The interpreter does not tell such a function, and its call of the loop does not pass for another's.
+#[test]
+fn a_function_that_has_not_begun_leaves_the_loops_own_frame() {
+    for series in ["3.12", "3.13"] {
+        let scratch = Scratch::new();
+        let script = scratch.write("cells.py", CELLS);
+        let mut command = Command::new(of_pyenv(series));
+        let mut program = Running::start(command.env("PYTHONMALLOC", "malloc").arg(&script));
+        program.stdout_has("ready");
+        let trace = Attached::to(program.pid());
+        program.send(b"\n");
+        let traced = trace.wait();
+        program.finish().exited(0);
+        let place = |leak: &Leak, part: &str| {
+            let mut names = leak.stack.iter().map(|frame| frame.function.as_deref());
+            names.position(|name| name.is_some_and(|name| name.contains(part)))
+        };
+        let leaks = &traced.first().leaks;
+        let cells = leaks
+            .iter()
+            .find(|leak| leak.blocks == 1000 && place(leak, "PyCell_New").is_some());
+        let cells = cells.unwrap_or_else(|| panic!("{series}: {leaks:?}"));
+        let path = script.to_str().expect("a path in UTF-8").to_owned();
+        assert_eq!(functions(cells), [("<module>".to_owned(), path, 8)]);
+        let order = [
+            "PyCell_New",
+            "_PyEval_EvalFrameDefault",
+            "list_sort",
+            "<module>",
+        ];
+        let places = order.map(|part| place(cells, part));
+        assert!(places.is_sorted() && places[0].is_some(), "{places:?}");
+    }
+}
+
 #[track_caller]
 fn assert_as_python_tells(interpreter: &Path) {
     let scratch = Scratch::new();
