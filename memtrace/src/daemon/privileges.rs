@@ -25,12 +25,17 @@ pub fn reduce() -> Result<(), DaemonError> {
     let events = must_administer().then_some(Capability::CAP_SYS_ADMIN);
     let kept = KEPT.into_iter().chain(events);
     let kept: CapsHashSet = kept.filter(|one| has.contains(one)).collect();
-    // The order matters: the bounding set takes CAP_SETPCAP to be reduced, what is effective must be permitted.
-    for capability in caps::read(None, CapSet::Bounding).map_err(failed)? {
+    // Without CAP_SETPCAP it stays as whoever starts the daemon has bounded it, which what is permitted does not pass.
+    let bounding = match has.contains(&Capability::CAP_SETPCAP) {
+        true => caps::read(None, CapSet::Bounding).map_err(failed)?,
+        false => CapsHashSet::new(),
+    };
+    for capability in bounding {
         if !kept.contains(&capability) {
             caps::drop(None, CapSet::Bounding, capability).map_err(failed)?;
         }
     }
+    // What is effective must be permitted.
     caps::clear(None, CapSet::Ambient).map_err(failed)?;
     caps::clear(None, CapSet::Inheritable).map_err(failed)?;
     caps::set(None, CapSet::Effective, &kept).map_err(failed)?;
