@@ -9,6 +9,7 @@
 pub mod code_file;
 pub mod counter;
 pub mod frame;
+pub mod growth;
 pub mod heap;
 pub mod histogram;
 pub mod python;
@@ -20,7 +21,7 @@ pub mod unwind;
 /// aya lets only plain data into maps; these are: `repr(C)`, integers throughout, no padding.
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{code_file, heap, histogram, target, unwind};
+    use crate::{code_file, growth, heap, histogram, target, unwind};
 
     // SAFETY: repr(C), integer fields, no padding, every bit pattern valid.
     unsafe impl aya::Pod for target::Target {}
@@ -32,6 +33,8 @@ mod pod {
     unsafe impl aya::Pod for histogram::HistogramKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for histogram::FaultHistogram {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for growth::Growing {}
     // SAFETY: as above.
     unsafe impl aya::Pod for heap::Point {}
     // SAFETY: as above.

@@ -1,7 +1,8 @@
 //! Which stacks touch pages first: a sample of the minor faults of processes that grow.
 //!
 //! It stands on perf events of those processes alone, beside the ends of faults that are counted and timed
-//! ([`crate::fault`]), so nobody else pays for it. Each fault is drawn by itself: no rhythm of the program is preferred.
+//! ([`crate::fault`]), so nobody else pays for it. Of a process that faults much the event passes over most, by a prime
+//! number that no rhythm of the program is likely to have; of those that are left each is drawn by itself.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -12,6 +13,7 @@ use aya_ebpf::{
 };
 use memtrace_common::{
     counter::Counter,
+    growth::Growing,
     record::{FAULT_PROTECTION, Kind, Touch},
 };
 
@@ -20,22 +22,23 @@ use crate::{
     fault, fault_stack,
 };
 
-/// The processes that grow, and how many faults one in the sample stands for. Children inherit the events and are
+/// The processes that grow, and how they are sampled. Children inherit the events and are
 /// not in here.
 #[map]
-static GROWING: HashMap<u32, u32> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+static GROWING: HashMap<u32, Growing> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
 
 /// PERF_COUNT_SW_PAGE_FAULTS_MIN: a fault that waits for I/O brings back what was touched before.
 #[perf_event]
 pub fn fault_touch(ctx: PerfEventContext) -> u32 {
     let ids = bpf_get_current_pid_tgid();
-    // SAFETY: the value is one word, copied at once.
-    let Some(&stands_for) = (unsafe { GROWING.get(&((ids >> 32) as u32)) }) else {
+    // SAFETY: the value is copied at once.
+    let Some(&Growing { one_in, stands_for }) = (unsafe { GROWING.get(&((ids >> 32) as u32)) })
+    else {
         return 0;
     };
     // SAFETY: the helper takes no argument.
     let random = u64::from(unsafe { bpf_get_prandom_u32() });
-    if (random * u64::from(stands_for)) >> 32 != 0 {
+    if (random * u64::from(one_in)) >> 32 != 0 {
         return 0;
     }
     // SAFETY: the context is valid while the program runs.

@@ -25,8 +25,12 @@ struct Leaking {
 
 impl Leaking {
     fn start(daemon: &Daemon) -> Leaking {
+        Leaking::with(daemon, &["4000", "3"])
+    }
+
+    fn with(daemon: &Daemon, arguments: &[&str]) -> Leaking {
         let mut command = Command::new(workload("growth.c"));
-        let process = daemon.cgroup.start(command.args(["4000", "3"]));
+        let process = daemon.cgroup.start(command.args(arguments));
         process.stdout_lines(1);
         Leaking {
             process,
@@ -145,6 +149,15 @@ fn a_leak_among_caches_is_named_with_its_stack_and_no_cache_is() {
         .find(|line| line.contains("LEAK?"))
         .expect("a line");
     assert!(line.contains("leak_request"), "{text}");
+}
+
+#[test]
+fn threads_of_before_and_those_that_they_start_are_sampled() {
+    let daemon = Daemon::with(SOON);
+    let leaking = Leaking::with(&daemon, &["4000", "3", "threads"]);
+    let found = until(&daemon, leaking.process.pid(), candidate);
+    let site = sites(&found, "leak_request").remove(0);
+    assert!(has(&found, site, "leaks_for_a_second"), "{site:?}");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 /*
- * growth LEAK PERIOD: leaks LEAK bytes each ten milliseconds from leak_request(), among caches:
+ * growth LEAK PERIOD [threads]: leaks LEAK bytes each ten milliseconds from leak_request(), among caches. With `threads`
+ * it is called by threads that live for a second each, and that another one starts which was there from the start on.
  *   warm_up()        fills 8 MiB, slower and slower
  *   refill()         maps 6 MiB bit by bit, then drops all of it and begins again, each PERIOD seconds
  *   replace_oldest() keeps 1000 blocks, of which it replaces some
  * Answers each byte on stdin with what was leaked by then and how often refill() began, until stdin ends.
  */
 #include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -16,7 +18,8 @@ enum { BLOCKS = 1000, BLOCK = 5000, WARM = 8 << 20, REFILL = 6 << 20, PAGE = 409
 
 static void *volatile sink;
 static char *blocks[BLOCKS];
-static u64 leaked, refills;
+static _Atomic u64 leaked;
+static u64 refills;
 
 __attribute__((noinline)) static void leak_request(size_t bytes)
 {
@@ -61,11 +64,35 @@ __attribute__((noinline)) static void refill(u64 turn, u64 turns)
     memset(memory + from, 3, REFILL / turns);
 }
 
+static size_t size_of_leak;
+
+static void *leaks_for_a_second(void *unused)
+{
+    struct timespec ten_ms = {.tv_nsec = 10000000};
+    for (int i = 0; i < 100; i++) {
+        leak_request(size_of_leak);
+        nanosleep(&ten_ms, NULL);
+    }
+    return unused;
+}
+
+static void *starts_threads(void *unused)
+{
+    pthread_t thread;
+    while (pthread_create(&thread, NULL, leaks_for_a_second, NULL) == 0)
+        pthread_join(thread, NULL);
+    return unused;
+}
+
 int main(int argc, char **argv)
 {
-    size_t bytes = argc > 1 ? decimal(argv[1]) : 0;
+    int threads = argc > 3;
+    pthread_t thread;
+    size_of_leak = argc > 1 ? decimal(argv[1]) : 0;
     u64 turns = (argc > 2 ? decimal(argv[2]) : 5) * 100;
     struct pollfd input = {.fd = 0, .events = POLLIN};
+    if (threads && pthread_create(&thread, NULL, starts_threads, NULL) != 0)
+        return 1;
     say("ready\n");
     say_flush();
     for (u64 turn = 0;; turn++) {
@@ -77,7 +104,8 @@ int main(int argc, char **argv)
             say_number("refills", refills);
             say_end();
         }
-        leak_request(bytes);
+        if (!threads)
+            leak_request(size_of_leak);
         replace_oldest(turn);
         warm_up(turn);
         refill(turn, turns);

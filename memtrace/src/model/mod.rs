@@ -193,7 +193,13 @@ impl Model {
                 count,
                 loss,
             } => self.count(event.pid, reason, *count, *loss),
-            EventKind::Stack { id, frames, end } => self.stacks.define(*id, frames, *end),
+            EventKind::Stack { id, frames, end } => {
+                if self.stacks.is_full() && self.is_only_sampled(event.pid) {
+                    self.coverage.count("stacks_not_kept", 1, false);
+                } else {
+                    self.stacks.define(*id, frames, *end);
+                }
+            }
             EventKind::Started(started) => self.start(event, started),
             EventKind::Fork {
                 child,
@@ -290,6 +296,12 @@ impl Model {
                 })
             })
             .collect()
+    }
+
+    /// Whether the stacks of a process are those of a sample of growth alone.
+    fn is_only_sampled(&self, pid: Pid) -> bool {
+        let seen = self.latest(pid).map(|process| &process.heap_seen);
+        self.sampled && !matches!(seen, Some(HeapSeen::Yes | HeapSeen::Late))
     }
 
     fn heap_calls(&self, process: &Process) -> Option<u64> {
@@ -495,10 +507,8 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, stacks: &mut Stacks
             stack,
             faults,
         } => {
-            let site = (*stack != 0).then(|| {
-                let stack = stacks.intern(*stack);
-                memory.growth_site(stack, &stacks.frames(stack))
-            });
+            let known = stacks.find_sampled(*stack);
+            let site = known.map(|stack| memory.growth_site(stack, &stacks.frames(stack)));
             memory.touch(time_ns, *address, site, *faults);
         }
         EventKind::TouchSampling { on } => memory.growth.switch(time_ns, *on),

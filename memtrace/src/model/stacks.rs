@@ -20,6 +20,9 @@ struct Stack {
 
 const UNTOLD: u64 = u64::MAX;
 
+/// See [`Stacks::is_full`]. 200 bytes each, of ten frames.
+const MAX_SAMPLED: usize = 1 << 18;
+
 /// Stacks and their numbers, for the whole trace.
 #[derive(Debug, Default)]
 pub struct Stacks {
@@ -44,6 +47,22 @@ impl Stacks {
         for &frame in frames {
             push(&mut self.frames, zigzag(frame.wrapping_sub(last)));
             last = frame;
+        }
+    }
+
+    /// Whether there are so many that those of a sample are not added any more: a daemon lives long, and what runs
+    /// meanwhile may be without number.
+    pub fn is_full(&self) -> bool {
+        self.stacks.len() >= MAX_SAMPLED
+    }
+
+    /// The number of a stack of a sample; `None` where none was taken, or there are too many.
+    pub fn find_sampled(&mut self, id: StackId) -> Option<u32> {
+        let is_it = |number: &u32| self.stacks[*number as usize].id == id;
+        let known = self.index.find(FxBuildHasher.hash_one(id), is_it).copied();
+        match known {
+            None if id != 0 && !self.is_full() => Some(self.intern(id)),
+            known => known.filter(|_| id != 0),
         }
     }
 

@@ -9,6 +9,7 @@ use aya::{
 };
 use memtrace_common::{
     counter::Counter,
+    growth::Growing,
     heap::{GROUP_SIZE, Point},
     histogram::{FaultHistogram, HistogramKey, KernelCounts},
     target::{Area, FOLLOW, Target},
@@ -87,7 +88,7 @@ pub struct Object {
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
     ends_everywhere: Array<MapData, u32>,
-    growing: HashMap<MapData, u32, u32>,
+    growing: HashMap<MapData, u32, Growing>,
     awaited: Array<MapData, u32>,
     code_spaces: Spaces,
     rows: Option<MappedRows>,
@@ -286,10 +287,10 @@ impl Object {
         Ok(true)
     }
 
-    /// How many faults of a process that grows one in the sample stands for; `None` takes none any more.
-    pub fn set_growing(&mut self, pid: u32, stands_for: Option<u32>) -> Result<(), Error> {
-        let done = match stands_for {
-            Some(stands_for) => self.growing.insert(pid, stands_for, 0),
+    /// How the faults of a process that grows are sampled; `None` takes none any more.
+    pub fn set_growing(&mut self, pid: u32, how: Option<Growing>) -> Result<(), Error> {
+        let done = match how {
+            Some(how) => self.growing.insert(pid, how, 0),
             None => match self.growing.remove(&pid) {
                 Err(MapError::KeyNotFound) => Ok(()),
                 done => done,

@@ -59,6 +59,8 @@ pub enum Source {
     Faults,
     /// Minor faults, each one.
     MinorFaults,
+    /// Minor faults, one of so many: the kernel only counts the others.
+    SomeMinorFaults(u64),
     /// Major faults, each one.
     MajorFaults,
 }
@@ -82,6 +84,7 @@ pub(super) fn dummy() -> perf_event_attr {
 /// Opens an event.
 pub fn open(source: Source, scope: Scope) -> io::Result<OwnedFd> {
     let mut attr = attributes();
+    attr.__bindgen_anon_1.sample_period = 1;
     match source {
         Source::Tracepoint(id) => {
             attr.type_ = PERF_TYPE_TRACEPOINT;
@@ -95,12 +98,16 @@ pub fn open(source: Source, scope: Scope) -> io::Result<OwnedFd> {
             attr.type_ = PERF_TYPE_SOFTWARE;
             attr.config = u64::from(PERF_COUNT_SW_PAGE_FAULTS_MIN);
         }
+        Source::SomeMinorFaults(period) => {
+            attr.type_ = PERF_TYPE_SOFTWARE;
+            attr.config = u64::from(PERF_COUNT_SW_PAGE_FAULTS_MIN);
+            attr.__bindgen_anon_1.sample_period = period;
+        }
         Source::MajorFaults => {
             attr.type_ = PERF_TYPE_SOFTWARE;
             attr.config = u64::from(PERF_COUNT_SW_PAGE_FAULTS_MAJ);
         }
     }
-    attr.__bindgen_anon_1.sample_period = 1;
     if matches!(source, Source::Tracepoint(_)) && scope.inherits() && *KEEPS_EVENTS {
         attr.sample_type = KEEP;
     }

@@ -161,6 +161,14 @@ mod tests {
 
     const MINUTE: u64 = 60_000_000_000;
 
+    #[test]
+    fn the_summary_names_candidates() {
+        let text = rendered("summary", &growing(), &Style::default());
+        let wanted = "  Growth   1 leak candidate by a sample of page faults\n\
+                      \x20          5.0 MiB  +1.0 MiB a minute  leak_big (leaky.c:12)\n";
+        assert!(text.contains(wanted), "{text}");
+    }
+
     fn growing() -> Document {
         let mut document = fixture::leaky();
         let process = &mut document.processes[0];

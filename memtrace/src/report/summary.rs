@@ -26,6 +26,7 @@ pub fn excerpt(document: &Document) -> Document {
         process.sites = Vec::new();
         process.other_sites = None;
         process.fault_sites = Vec::new();
+        process.growth = None;
         process.frames = Vec::new();
         process.regions = Vec::new();
         process.timeline = Vec::new();
@@ -83,7 +84,8 @@ fn full(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()>
     memory(process, style, out)?;
     heap(process, style, out)?;
     faults(process, out)?;
-    top_leaks(process, style, out)
+    top_leaks(process, style, out)?;
+    growing(process, style, out)
 }
 
 fn memory(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()> {
@@ -231,6 +233,32 @@ fn top_leaks(process: &Process, style: &Style, out: &mut dyn Write) -> io::Resul
     for leak in process.leaks.iter().take(SITES) {
         let blocks = units::counted(leak.blocks, "block", "blocks");
         table.row([units::bytes(leak.bytes), blocks, stack::title(&leak.stack)]);
+    }
+    table.render(11, style, out)
+}
+
+/// Leak candidates of a process that was sampled while it grew.
+fn growing(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()> {
+    let Some(growth) = &process.growth else {
+        return Ok(());
+    };
+    let candidates: Vec<_> = (growth.sites.iter())
+        .filter(|site| site.leak_candidate)
+        .collect();
+    let counted = match candidates.len() as u64 {
+        0 => "no leak candidate".to_owned(),
+        count => units::counted(count, "leak candidate", "leak candidates"),
+    };
+    writeln!(out, "  Growth   {counted} by a sample of page faults")?;
+    let mut table = Table::new(&[Column::Right(""), Column::Right(""), Column::Name("")]);
+    for site in candidates.into_iter().take(SITES) {
+        let frames: Vec<_> = process.stack(&site.stack).cloned().collect();
+        let a_minute = units::bytes((site.bytes_per_second * 60.0) as u64);
+        table.row([
+            units::bytes(site.bytes),
+            format!("+{a_minute} a minute"),
+            stack::title(&frames),
+        ]);
     }
     table.render(11, style, out)
 }

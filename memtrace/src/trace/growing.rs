@@ -1,8 +1,9 @@
 //! Processes of an area whose growth is sampled: those that grow have events on their own faults, and unwind tables.
 
+use memtrace_common::growth::Growing as How;
 use rustc_hash::FxHashMap;
 
-use super::{Session, descriptors, followed::each_thread, growth_watch::GrowthWatch};
+use super::{Session, descriptors, followed::each_thread, growth_pace, growth_watch::GrowthWatch};
 use crate::{
     event::{Event, EventKind, Pid},
     model::Overview,
@@ -19,18 +20,8 @@ const MAX_SAMPLED: usize = 32;
 /// Threads of one process that are followed at most: each takes two descriptors.
 const MAX_THREADS: usize = 1024;
 
-/// Faults a second that are sampled of one process: with more, one stands for several. Who faults less is known page
-/// by page, a slow leak among them.
-const PER_SECOND: u64 = 64;
-
-/// The same where the sample is thinned.
-const PER_SECOND_THINNED: u64 = 8;
-
-/// Pages that one stands for until the first reading.
-const FIRST_STANDS_FOR: u32 = 64;
-
-/// Pages that one stands for at most.
-const MAX_STANDS_FOR: u64 = 1 << 12;
+/// Nanoseconds that the events of a process stay as they are at least.
+const KEPT_NS: u64 = 10_000_000_000;
 
 /// How much of growth is sampled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,9 +46,12 @@ pub struct Growing {
 
 /// One process.
 struct Sampled {
-    /// Its events: closed when this goes.
-    _touches: Vec<Touches>,
-    stands_for: u32,
+    /// Its events.
+    touches: Vec<Touches>,
+    /// What they count up to.
+    period: u64,
+    opened_ns: u64,
+    how: How,
     /// Minor faults by the last reading, and when that was.
     faults: (u64, u64),
 }
@@ -128,21 +122,28 @@ impl Session {
     fn try_begin_growth(&mut self, pid: Pid) -> Result<(), Error> {
         descriptors::allow();
         self.follow_stacks(pid);
-        self.object.set_growing(pid, Some(FIRST_STANDS_FOR))?;
-        let mut touches = Vec::new();
-        each_thread(pid, |tid| {
-            touches.extend(growth::follow(&self.object, tid)?);
-            Ok(())
-        })?;
+        self.object.set_growing(pid, Some(growth_pace::AT_FIRST))?;
+        let touches = self.open_touches(pid, 1)?;
         let sampled = Sampled {
-            _touches: touches,
-            stands_for: FIRST_STANDS_FOR,
+            touches,
+            period: 1,
+            opened_ns: seed::now_ns(),
+            how: growth_pace::AT_FIRST,
             faults: (0, 0),
         };
         self.growing.sampled.insert(pid, sampled);
         self.growing.without_room.retain(|&one| one != pid);
         self.tell_sampling(pid, true);
         Ok(())
+    }
+
+    fn open_touches(&self, pid: Pid, period: u64) -> Result<Vec<Touches>, Error> {
+        let mut touches = Vec::new();
+        each_thread(pid, |tid| {
+            touches.extend(growth::follow(&self.object, tid, period)?);
+            Ok(())
+        })?;
+        Ok(touches)
     }
 
     /// Unwind tables of the process, from what it is known to have mapped, or from /proc.
@@ -188,29 +189,60 @@ impl Session {
         self.consume(event(pid, EventKind::TouchSampling { on }));
     }
 
-    /// Lets one fault stand for as many as it takes to have some [`PER_SECOND`] of them.
+    /// Lets one fault stand for as many as its process has.
     fn pace(&mut self, now_ns: u64, row: &Overview) {
-        let thinning = self.growing.thinning;
+        let per_second = match self.growing.thinning {
+            Thinning::None => growth_pace::PER_SECOND,
+            Thinning::Eighth | Thinning::All => growth_pace::PER_SECOND_THINNED,
+        };
         let Some(sampled) = self.growing.sampled.get_mut(&row.pid) else {
             return;
         };
         let (faults, since_ns) = std::mem::replace(&mut sampled.faults, (row.minor, now_ns));
-        let elapsed = now_ns.saturating_sub(since_ns).max(1);
-        let new = row.minor.saturating_sub(faults);
         if since_ns == 0 {
             return;
         }
+        let elapsed = now_ns.saturating_sub(since_ns).max(1);
+        let new = row.minor.saturating_sub(faults);
         let rate = new.saturating_mul(1_000_000_000) / elapsed;
-        let per_second = match thinning {
-            Thinning::None => PER_SECOND,
-            Thinning::Eighth | Thinning::All => PER_SECOND_THINNED,
-        };
-        let stands_for = (rate / per_second).max(1).next_power_of_two();
-        let stands_for = stands_for.min(MAX_STANDS_FOR) as u32;
-        if stands_for != sampled.stands_for {
-            sampled.stands_for = stands_for;
-            if let Err(error) = self.object.set_growing(row.pid, Some(stands_for)) {
+        let period = growth_pace::period(rate);
+        let kept = now_ns.saturating_sub(sampled.opened_ns) < KEPT_NS;
+        if period != sampled.period && !kept {
+            return self.reopen(now_ns, row.pid, period);
+        }
+        let how = growth_pace::sampled(rate, per_second, sampled.period);
+        if how != sampled.how {
+            sampled.how = how;
+            if let Err(error) = self.object.set_growing(row.pid, Some(how)) {
                 log::debug!("{error}");
+            }
+        }
+    }
+
+    /// Opens the events anew, to count up to another number. What the old ones told meanwhile would be misread, so
+    /// nothing is taken until they are closed.
+    fn reopen(&mut self, now_ns: u64, pid: Pid, period: u64) {
+        if let Err(error) = self.object.set_growing(pid, None) {
+            log::debug!("{error}");
+        }
+        if let Some(sampled) = self.growing.sampled.get_mut(&pid) {
+            sampled.touches.clear();
+        }
+        let how = growth_pace::sampled(0, 1, period);
+        let opened = self.open_touches(pid, period);
+        let opened = opened.and_then(|touches| {
+            self.object.set_growing(pid, Some(how))?;
+            Ok(touches)
+        });
+        match (opened, self.growing.sampled.get_mut(&pid)) {
+            (Ok(touches), Some(sampled)) => {
+                (sampled.touches, sampled.how) = (touches, how);
+                (sampled.period, sampled.opened_ns) = (period, now_ns);
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                self.heap.failures.push(error.to_string());
+                self.leave_growth(pid);
             }
         }
     }

@@ -6,6 +6,7 @@ mod descriptors;
 mod followed;
 pub mod foreseen;
 mod growing;
+mod growth_pace;
 mod growth_watch;
 mod heap_watch;
 pub mod launch;

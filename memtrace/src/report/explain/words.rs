@@ -253,9 +253,9 @@ pub(super) const ENTRIES: &[Entry] = &[
     },
     Entry {
         word: "ring_full_growth",
-        aliases: &["growth_not_sampled"],
-        meaning: "A page of the sample of growth did not fit into the ring buffer; or a process that grows was not sampled, since 32 others were or it has more than 1,024 threads. What its sites hold is more than the report says.",
-        action: "ring_full_growth: a larger ring_buffer. The other: a daemon over a cgroup of fewer processes.",
+        aliases: &["growth_not_sampled", "stacks_not_kept"],
+        meaning: "A page of the sample of growth did not fit into the ring buffer; or a process that grows was not sampled, since 32 others were or it has more than 1,024 threads; or a stack was not kept, since there were 262,144 since the daemon began, and its pages are told together. What its sites hold is more than the report says.",
+        action: "ring_full_growth: a larger ring_buffer. The others: a daemon over a cgroup of fewer processes, or started anew.",
     },
     Entry {
         word: "targets_full",
