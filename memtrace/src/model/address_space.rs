@@ -75,6 +75,8 @@ pub struct AddressSpace {
     pub(super) failed_calls: BTreeMap<&'static str, u64>,
     pub(super) reading: Option<Box<Reading>>,
     pub(super) growth: Growth,
+    /// When it was last copied by a fork, or made by one, and the program break then.
+    pub(super) forked: Option<(u64, u64)>,
 }
 
 impl AddressSpace {
@@ -155,6 +157,23 @@ impl AddressSpace {
             path.is_some_and(is_allocator)
         };
         self.growth.site(stack, frames, is_plumbing)
+    }
+
+    /// A fork copies it now, or makes it.
+    pub fn note_fork(&mut self, time_ns: u64) {
+        self.forked = Some((time_ns, self.break_end));
+    }
+
+    /// Whether an address was mapped after the last fork: what was there before is copied when it is written, which is
+    /// no growth.
+    pub fn is_younger_than_fork(&self, address: u64) -> bool {
+        let Some((forked_ns, break_end)) = self.forked else {
+            return true;
+        };
+        let region = self.regions.at(address);
+        region.is_none_or(|(_, region)| {
+            region.created_ns > forked_ns || (region.kind == Kind::Heap && address >= break_end)
+        })
     }
 
     /// A page was touched first, by one of `faults` faults.

@@ -156,13 +156,18 @@ impl Model {
         };
         let copy = match self.spaces.get_mut(&space) {
             Some(_) if shares_memory => None,
-            Some(space) => Some(Space {
-                memory: space.memory.fork(),
-                heap: space.heap.fork(),
-                complete: space.complete,
-                lossy: space.lossy,
-                users: 0,
-            }),
+            Some(space) => {
+                space.memory.note_fork(event.time_ns);
+                let mut memory = space.memory.fork();
+                memory.note_fork(event.time_ns);
+                Some(Space {
+                    memory,
+                    heap: space.heap.fork(),
+                    complete: space.complete,
+                    lossy: space.lossy,
+                    users: 0,
+                })
+            }
             None => Some(Space::default()),
         };
         let shared = copy.is_none();

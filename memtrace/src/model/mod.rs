@@ -376,6 +376,24 @@ impl Model {
             EventKind::Free { address } => space.heap.free(event.time_ns, *address),
             EventKind::AllocFailed { .. } => space.heap.fail(),
             EventKind::Symbol(symbol) => self.name_address(id, symbol),
+            EventKind::Touch {
+                address,
+                stack,
+                faults,
+            } => {
+                // Of a parent and its child, whoever writes first takes a copy of a page that both have.
+                let image = self.images.get(&process.image);
+                let copies = image.is_some_and(|image| image.users > 1);
+                if !copies || space.memory.is_younger_than_fork(*address) {
+                    let known = self.stacks.find_sampled(*stack);
+                    let of_caller = |stack| {
+                        let frames = self.stacks.frames(stack);
+                        space.memory.growth_site(stack, &frames)
+                    };
+                    let site = known.map(of_caller);
+                    space.memory.touch(event.time_ns, *address, site, *faults);
+                }
+            }
             _ => {
                 apply_to_memory(process, space, &mut self.stacks, event);
                 if let EventKind::Memory(_) = event.kind {
@@ -501,15 +519,6 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, stacks: &mut Stacks
             process
                 .fault_sites
                 .record(interrupted(*ip), latency_ns, access.major, site);
-        }
-        EventKind::Touch {
-            address,
-            stack,
-            faults,
-        } => {
-            let known = stacks.find_sampled(*stack);
-            let site = known.map(|stack| memory.growth_site(stack, &stacks.frames(stack)));
-            memory.touch(time_ns, *address, site, *faults);
         }
         EventKind::TouchSampling { on } => memory.growth.switch(time_ns, *on),
         EventKind::FaultTotals(totals) => process.faults.set_totals(totals),

@@ -1,5 +1,6 @@
 //! The model by whole traces.
 
+mod growth;
 mod heap;
 mod memory;
 mod nonsense;

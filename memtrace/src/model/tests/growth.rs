@@ -1,0 +1,39 @@
+//! Growth of processes that fork.
+
+use super::*;
+
+const PARENT: Pid = 10;
+const CHILD: Pid = 11;
+
+fn touch(trace: &mut Trace, time: u64, pid: Pid, page: u64) {
+    let kind = EventKind::Touch {
+        address: BASE + page * PAGE,
+        stack: 7,
+        faults: 1,
+    };
+    trace.event(time, pid, kind);
+}
+
+fn held(trace: &Trace, pid: Pid) -> u64 {
+    let growth = trace.0.growth(pid).map(|(growth, _)| growth);
+    let sites = growth.iter().flat_map(|growth| &growth.sites);
+    sites.map(|site| site.bytes / PAGE).sum()
+}
+
+#[test]
+fn pages_that_are_copied_after_a_fork_are_no_growth() {
+    let mut trace = Trace::new();
+    trace.start(PARENT, false);
+    trace.mmap(10 * MS, PARENT, BASE, 4);
+    touch(&mut trace, 11 * MS, PARENT, 0);
+    trace.fork(20 * MS, PARENT, CHILD, false);
+    for pid in [PARENT, CHILD] {
+        trace.mmap(30 * MS, pid, BASE + 100 * PAGE, 4);
+        touch(&mut trace, 40 * MS, pid, 1);
+        touch(&mut trace, 41 * MS, pid, 100);
+    }
+    assert_eq!((held(&trace, PARENT), held(&trace, CHILD)), (2, 1));
+    trace.exec(50 * MS, CHILD);
+    touch(&mut trace, 60 * MS, PARENT, 2);
+    assert_eq!(held(&trace, PARENT), 3, "nobody shares its pages any more");
+}
