@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     build::{self, Output},
-    command::{is_root, show},
+    command::{is_root, say, show},
     programs,
     workspace::Workspace,
 };
@@ -32,7 +32,42 @@ pub fn all(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
         .args(arguments);
     test.env("MEMTRACE_BIN", workspace.memtrace());
     test.env("PATH", path_with_tools(workspace)?);
-    show(&mut test, "cargo test")
+    show(&mut test, "cargo test")?;
+    if arguments.is_empty() {
+        of_pyenv(workspace)?;
+    }
+    Ok(())
+}
+
+/// Series of CPython that Debian does not have, and no package registry else.
+const SERIES: [&str; 2] = ["3.12.", "3.13."];
+
+/// The tests of these, where pyenv(1) has installed them.
+fn of_pyenv(workspace: &Workspace) -> Result<()> {
+    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".pyenv"));
+    let root = env::var_os("PYENV_ROOT").map(PathBuf::from).or_else(home);
+    let versions: Vec<OsString> = root
+        .and_then(|root| root.join("versions").read_dir().ok())
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .collect();
+    let has = |series: &&str| {
+        let mut names = versions.iter().map(|name| name.to_string_lossy());
+        names.any(|name| name.starts_with(*series))
+    };
+    if !SERIES.iter().all(|series| has(&series)) {
+        say(
+            "not tested: functions of CPython 3.12 and 3.13, which are not here (pyenv install 3.12 3.13)",
+        );
+        return Ok(());
+    }
+    let mut test = build::cargo_in(workspace);
+    test.args(["test", "--package", "memtrace-tests", "--test", "suite"]);
+    test.arg("--target-dir").arg(workspace.target());
+    test.args(["--", "--ignored", "python::pyenvs_"]);
+    test.env("MEMTRACE_BIN", workspace.memtrace());
+    show(&mut test, "cargo test of other interpreters")
 }
 
 /// `--workspace` beside `--package` would test everything all the same.
