@@ -54,6 +54,9 @@ fn fill(workspace: &Workspace, kernel: &Kernel, job: &Job, tree: &Path) -> Resul
     }
     fs::write(tree.join("modules/order"), order)?;
     fs::write(tree.join("job"), script(job))?;
+    if job.systemd {
+        fs::write(tree.join("systemd"), "")?;
+    }
     let init = tree.join("init");
     fs::write(&init, include_str!("init.sh"))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
@@ -157,6 +160,7 @@ mod tests {
             directory: "/".into(),
             environment: vec![("PATH", "/usr/bin:/bin".into()), ("ODD", "x 'y'".into())],
             limit: super::super::COMMAND_LIMIT,
+            systemd: false,
         };
         let script = String::from_utf8(script(&job)).unwrap_or_default();
         let output = Command::new("/bin/sh").args(["-c", &script]).output();

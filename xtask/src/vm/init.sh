@@ -57,6 +57,20 @@ status=$(port status)
 [ -c "$output" ] && [ -c "$status" ] || stop "no ports to the outside"
 
 busybox cp /job /root/run/job
+if [ -e /systemd ]; then
+    # systemd is the first process, and the job a service of it.
+    busybox cp /bin/busybox /root/run/busybox
+    busybox mkdir -p /root/run/systemd/system
+    busybox cat > /root/run/systemd/system/job.service <<END
+[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+TimeoutStartSec=infinity
+ExecStart=/bin/sh -c '/bin/sh /run/job > $output 2>&1 < /dev/null; echo \$? > $status; exec /run/busybox poweroff -f'
+END
+    exec /bin/busybox switch_root /root /lib/systemd/systemd --unit=job.service --log-target=console
+fi
 busybox chroot /root /bin/sh /run/job > "$output" 2>&1 < /dev/null
 echo "$?" > "$status"
 busybox poweroff -f

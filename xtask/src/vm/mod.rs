@@ -41,6 +41,9 @@ pub struct Vm {
     /// kernel and take minutes]
     #[arg(long = "tests", value_name = "NAME", conflicts_with = "words")]
     tests: Vec<String>,
+    /// With systemd as the first process, and the command a service of it
+    #[arg(long, requires = "words")]
+    systemd: bool,
     /// A command to run there instead of tests
     #[arg(last = true)]
     words: Vec<OsString>,
@@ -52,6 +55,7 @@ struct Job {
     directory: PathBuf,
     environment: Vec<(&'static str, OsString)>,
     limit: Duration,
+    systemd: bool,
 }
 
 /// The series of the oldest kernel that memtrace runs on.
@@ -66,6 +70,7 @@ impl Vm {
         Self {
             kernel: OLDEST.to_owned(),
             tests: Vec::new(),
+            systemd: false,
             words: Vec::new(),
         }
     }
@@ -85,6 +90,7 @@ impl Vm {
                 directory: env::current_dir().context("the working directory is gone")?,
                 environment: suite::environment(workspace)?,
                 limit: COMMAND_LIMIT,
+                systemd: self.systemd,
             }
         };
         let status = boot(workspace, &kernel, &job)?;

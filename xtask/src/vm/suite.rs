@@ -72,6 +72,7 @@ pub fn job(workspace: &Workspace, tests: &[String]) -> Result<Job> {
         } else {
             CHOSEN_LIMIT
         },
+        systemd: false,
     })
 }
 
