@@ -60,6 +60,8 @@ pub struct KernelOffsets {
     pub task_pid: u32,
     /// `task_struct.thread_info.status`
     pub task_status: u32,
+    /// `task_struct.flags`
+    pub task_flags: u32,
     /// `task_struct.comm`
     pub task_comm: u32,
     /// `linux_binprm.filename`
@@ -136,6 +138,7 @@ impl KernelOffsets {
         task_mm: UNKNOWN,
         task_pid: UNKNOWN,
         task_status: UNKNOWN,
+        task_flags: UNKNOWN,
         task_comm: UNKNOWN,
         binprm_filename: UNKNOWN,
         task_signal: UNKNOWN,

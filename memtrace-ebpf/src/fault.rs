@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_ns},
     macros::{map, perf_event, raw_tracepoint},
     maps::Array,
     programs::{PerfEventContext, RawTracePointContext},
@@ -19,13 +19,14 @@ use memtrace_common::{
 };
 
 use crate::{
-    emit::{Urgency, add, count, emit, header},
+    emit::{Urgency, add, count, emit, header_of},
     fault_stack, fault_window, floor,
+    process::{field, offsets},
     target::{self, HISTOGRAMS},
     vma::SLOT_MASK,
 };
 
-/// A fault being handled.
+/// A thread of a traced process, and its fault being handled.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct FaultSlot {
@@ -33,9 +34,15 @@ struct FaultSlot {
     flags: u16,
     /// 1 once its end was seen.
     ended: u16,
+    /// 1 more than [`target::generation`] when the thread's process was found to be traced, so that it need not be
+    /// looked up again; 0 where that does not hold until the thread ends.
+    known: u32,
+    /// Records of the thread.
+    records: u32,
+    /// Start of the process, a part of its histogram's key.
+    process_ns: u64,
     started_ns: u64,
     address: u64,
-    ip: u64,
     /// Faults up to the next one whose stack is taken ([`fault_stack::takes`]).
     until_sample: u64,
 }
@@ -89,14 +96,9 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     if floor::hooks_only() {
         return 0;
     }
-    let Some((pid, target)) = target::current_or_met() else {
-        return 0;
-    };
-    let tid = bpf_get_current_pid_tgid() as u32;
+    let ids = bpf_get_current_pid_tgid();
+    let tid = ids as u32;
     let Some(slot) = slot(tid) else { return 0 };
-    if slot.tid != 0 && slot.tid != tid && slot.ended == 0 {
-        count(Counter::SlotCollision);
-    }
     let error: u64 = ctx.arg(2);
     let mut flags = mode | FAULT_ACCESS_KNOWN;
     if error & ERROR_WRITE != 0 {
@@ -108,55 +110,94 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     if error & ERROR_PROTECTION != 0 {
         flags |= FAULT_PROTECTION;
     }
-    let regs: u64 = ctx.arg(1);
-    // pt_regs.ip, arch/x86/include/asm/ptrace.h: the 17th register.
-    let ip = crate::process::field(regs, 16 * 8).unwrap_or(0);
-    slot.tid = tid;
-    slot.flags = flags;
-    if target.flags & UNFOLLOWED != 0 && ENDS_EVERYWHERE.get(0) != Some(&1) {
-        // Its end is told all the same where the events of all CPUs come while it is handled.
-        slot.ended = 1;
-        return without_end(pid, target, flags, ctx.arg(0), ip);
+    if slot.tid != tid || slot.known != target::generation().wrapping_add(1) {
+        let Some((_, target)) = target::current_or_met() else {
+            return 0;
+        };
+        take(slot, tid, &target);
+        if target.flags & UNFOLLOWED != 0 && ENDS_EVERYWHERE.get(0) != Some(&1) {
+            // Its end is told all the same where the events of all CPUs come while it is handled.
+            slot.ended = 1;
+            slot.flags = flags;
+            return without_end(ctx, ids, target.start_ns, flags);
+        }
     }
+    begin(slot, flags, ctx.arg(0));
+    0
+}
+
+/// Makes a slot that of a thread of a traced process.
+#[inline(always)]
+fn take(slot: &mut FaultSlot, tid: u32, target: &Target) {
+    if slot.tid != 0 && slot.tid != tid && slot.ended == 0 {
+        count(Counter::SlotCollision);
+    }
+    // Nobody tells once more that a thread has ended which takes a fault while it does.
+    let stays = target.flags & UNFOLLOWED == 0 && !is_exiting();
+    slot.tid = tid;
+    slot.process_ns = target.start_ns;
+    slot.known = if stays {
+        target::generation().wrapping_add(1)
+    } else {
+        0
+    };
+}
+
+/// `PF_EXITING`, include/linux/sched.h; so it is taken to be where BTF does not tell.
+#[inline(always)]
+fn is_exiting() -> bool {
+    const PF_EXITING: u32 = 4;
+    // SAFETY: the helper takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    field::<u32>(task, offsets().task_flags).is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
+#[inline(always)]
+fn begin(slot: &mut FaultSlot, flags: u16, address: u64) {
+    slot.flags = flags;
     slot.ended = 0;
-    slot.address = ctx.arg(0);
-    slot.ip = ip;
+    slot.address = address;
     // SAFETY: the helper takes no argument.
     slot.started_ns = unsafe { bpf_ktime_get_ns() };
-    0
+}
+
+/// A thread ended, executed another program, or has another id from now on: what is known of it may not hold.
+#[inline(always)]
+pub fn forget(tid: u32) {
+    if let Some(slot) = slot(tid)
+        && slot.tid == tid
+    {
+        slot.tid = 0;
+        slot.known = 0;
+    }
 }
 
 /// Counts a fault whose end will not be told: neither its latency nor whether it waits for I/O is known.
 #[inline(always)]
-fn without_end(pid: u32, target: Target, flags: u16, address: u64, ip: u64) -> i32 {
-    let mut header = header(Kind::Fault);
+fn without_end(ctx: &RawTracePointContext, ids: u64, process_ns: u64, flags: u16) -> i32 {
+    let mut header = header_of(Kind::Fault, ids);
     header.flags = flags;
+    // pt_regs.ip, arch/x86/include/asm/ptrace.h: the 17th register.
+    let ip = field(ctx.arg(1), 16 * 8).unwrap_or(0);
     let record = Fault {
         header,
-        address,
+        address: ctx.arg(0),
         ip,
         latency_ns: u64::MAX,
         stack: 0,
     };
-    tally(pid, target, &record);
-    tell(record);
+    tally(process_ns, &record);
+    tell(record, Urgency::Usual);
     0
 }
 
 /// A fault starts whose end will be told; how it accesses is not known.
 #[inline(always)]
-pub fn remember(address: u64, in_kernel: bool) {
+pub fn remember(target: &Target, address: u64, in_kernel: bool) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return };
-    if slot.tid != 0 && slot.tid != tid && slot.ended == 0 {
-        count(Counter::SlotCollision);
-    }
-    slot.tid = tid;
-    slot.flags = if in_kernel { FAULT_KERNEL } else { 0 };
-    slot.ended = 0;
-    slot.address = address;
-    // SAFETY: the helper takes no argument.
-    slot.started_ns = unsafe { bpf_ktime_get_ns() };
+    take(slot, tid, target);
+    begin(slot, if in_kernel { FAULT_KERNEL } else { 0 }, address);
 }
 
 /// PERF_COUNT_SW_PAGE_FAULTS_MIN.
@@ -176,67 +217,75 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
     if floor::hooks_only() {
         return 0;
     }
-    let Some((pid, target)) = target::current() else {
-        return 0;
-    };
-    let mut header = header(Kind::Fault);
+    let ids = bpf_get_current_pid_tgid();
+    let tid = ids as u32;
+    let Some(slot) = slot(tid) else { return 0 };
     // SAFETY: the context is valid while the program runs.
     let (address, cs, ip) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs, (*ctx.ctx).regs.rip) };
+    // Another address is that of a fault that had no end, a signal in place of a page.
+    if slot.tid != tid || slot.ended != 0 || slot.address != address {
+        return end_alone(slot, ids, (address, cs, ip), major);
+    }
+    let mut header = header_of(Kind::Fault, ids);
+    header.flags = slot.flags | major;
     let mut record = Fault {
+        header,
+        address,
+        ip,
+        latency_ns: header.time_ns.saturating_sub(slot.started_ns),
+        stack: 0,
+    };
+    if fault_stack::takes(&mut slot.until_sample, major != 0) {
+        record.stack = fault_stack::take(ctx, cs & 3 == 0);
+    }
+    // Only now: a read of the stack that fails is a fault that has a start and no end.
+    slot.ended = 1;
+    tally(slot.process_ns, &record);
+    slot.records = slot.records.wrapping_add(1);
+    tell(record, Urgency::Frequent(slot.records));
+    0
+}
+
+/// The end of a fault whose start was not seen.
+#[inline(always)]
+fn end_alone(slot: &FaultSlot, ids: u64, at: (u64, u64, u64), major: u16) -> u32 {
+    // A thread with two events (opened for it, inherited, or of the CPU) ends each fault twice. Of faults that are timed
+    // in windows alone, one that started outside is not.
+    let ended = slot.tid == ids as u32 && slot.ended != 0;
+    if ended || fault_window::is_on() {
+        return 0;
+    }
+    let Some((_, target)) = target::current() else {
+        return 0;
+    };
+    let (address, cs, ip) = at;
+    let mut header = header_of(Kind::Fault, ids);
+    header.flags = if cs & 3 == 0 { FAULT_KERNEL } else { 0 } | major;
+    let record = Fault {
         header,
         address,
         ip,
         latency_ns: u64::MAX,
         stack: 0,
     };
-    if cs & 3 == 0 {
-        header.flags |= FAULT_KERNEL;
-    }
-    match slot(header.tid) {
-        // Of faults that are timed in windows alone, one that started outside is not; nor is it the end of an earlier one
-        // that had none (a signal in place of a page).
-        Some(slot)
-            if fault_window::is_on()
-                && (slot.tid != header.tid || slot.ended != 0 || slot.address != address) =>
-        {
-            return 0;
-        }
-        // A thread with two events (opened for it, inherited, or of the CPU) ends each fault twice.
-        Some(slot) if slot.tid == header.tid && slot.ended != 0 => return 0,
-        Some(slot) if slot.tid == header.tid => {
-            header.flags = slot.flags;
-            record.address = slot.address;
-            if !fault_window::is_on() {
-                record.ip = slot.ip;
-            }
-            record.latency_ns = header.time_ns.saturating_sub(slot.started_ns);
-            if fault_stack::takes(&mut slot.until_sample, major != 0) {
-                record.stack = fault_stack::take(ctx, cs & 3 == 0);
-            }
-            // Only now: a read of the stack that fails is a fault that has a start and no end.
-            slot.ended = 1;
-        }
-        _ => {}
-    }
-    header.flags |= major;
-    record.header = header;
-    tally(pid, target, &record);
-    tell(record);
+    tally(target.start_ns, &record);
+    tell(record, Urgency::Usual);
     0
 }
 
 /// Sends the fault, where single faults are asked for.
 #[inline(always)]
-fn tell(record: Fault) {
+fn tell(record: Fault, urgency: Urgency) {
     if TELL_FAULTS.load() != 0 {
-        emit(record, Counter::LostFault, Urgency::Usual);
+        emit(record, Counter::LostFault, urgency);
     }
 }
 
 /// Counts the fault where a full ring buffer cannot lose it.
 #[inline(always)]
-fn tally(pid: u32, target: Target, fault: &Fault) {
-    let Some(histogram) = HISTOGRAMS.get_ptr_mut(&target::key(pid, target.start_ns)) else {
+fn tally(process_ns: u64, fault: &Fault) {
+    let key = target::key(fault.header.pid, process_ns);
+    let Some(histogram) = HISTOGRAMS.get_ptr_mut(&key) else {
         count(Counter::HistogramMissing);
         return;
     };

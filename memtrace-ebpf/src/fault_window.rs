@@ -29,12 +29,12 @@ pub fn is_on() -> bool {
 /// PERF_COUNT_SW_PAGE_FAULTS: before the fault is handled.
 #[perf_event]
 pub fn fault_window_start(ctx: PerfEventContext) -> u32 {
-    if target::current_or_met().is_none() {
+    let Some((_, target)) = target::current_or_met() else {
         return 0;
-    }
+    };
     // SAFETY: the context is valid while the program runs.
     let (address, cs) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs) };
-    fault::remember(address, cs & 3 == 0);
+    fault::remember(&target, address, cs & 3 == 0);
     0
 }
 

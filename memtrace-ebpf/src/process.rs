@@ -19,7 +19,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, emit, emit_copy, header},
-    fault_window, heap, residency, target, unwind,
+    fault, fault_window, heap, residency, target, unwind,
 };
 
 /// Offsets into the kernel's structures, from BTF.
@@ -93,7 +93,11 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     // Where another thread than the leader called execve, it has the leader's id from here on (de_thread(), fs/exec.c).
-    heap::forget(ctx.arg(1));
+    let before: u32 = ctx.arg(1);
+    heap::forget(before);
+    fault::forget(before);
+    // It may be one that is not followed any more.
+    fault::forget(bpf_get_current_pid_tgid() as u32);
     let Some((pid, _)) = target::current_or_met() else {
         return 0;
     };
@@ -187,7 +191,9 @@ pub fn live_threads() -> Option<i32> {
 #[raw_tracepoint]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
     // Before the filter: of two last threads, one may find the process gone from the table.
-    heap::forget(bpf_get_current_pid_tgid() as u32);
+    let tid = bpf_get_current_pid_tgid() as u32;
+    heap::forget(tid);
+    fault::forget(tid);
     let Some((pid, target)) = target::current() else {
         return 0;
     };

@@ -43,6 +43,7 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         task_mm: offset("task_struct", "mm"),
         task_pid: offset("task_struct", "pid"),
         task_status: within(("task_struct", "thread_info"), ("thread_info", "status")),
+        task_flags: offset("task_struct", "flags"),
         task_comm: offset("task_struct", "comm"),
         binprm_filename: offset("linux_binprm", "filename"),
         task_signal: offset("task_struct", "signal"),
