@@ -12,7 +12,7 @@ use nix::{sys::signal::Signal, time::ClockId, unistd::Pid};
 use serde_json::Value;
 
 use super::{
-    redis,
+    daemon, redis,
     rows::Row,
     running::Running,
     tool::{Observer, Tool},
@@ -97,11 +97,14 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
     if report.exists() {
         fs::remove_file(&report).context("cannot remove the last report")?;
     }
+    if tool.is_daemon() {
+        daemon::prepare()?;
+    }
     let workload = row.workload.command(place, operations);
     let mut child = Running::start(&tool.launch(place, &workload, &report))?;
     child.line(|line| line == "ready" || line.contains(redis::READY))?;
     let mut observer = tool
-        .observer(place, row.workload, child.pid())
+        .observer(place, row.workload, child.pid())?
         .map(observe)
         .transpose()?;
     let of_tool = match (&observer, tool) {
@@ -125,14 +128,18 @@ fn run(row: &Row, tool: Tool, place: &Place) -> Result<Sample> {
     }
     if let Some(observer) = &mut observer {
         // memtrace leaves the first SIGINT to its command, and passes SIGTERM on.
-        observer.stop(if tool.is_beside() {
+        observer.stop(if tool.is_beside() || tool.is_daemon() {
             Signal::SIGTERM
         } else {
             Signal::SIGINT
         })?;
-        sample.lost = Some(lost_by_observer(place)).filter(|_| !tool.is_beside());
+        sample.lost =
+            Some(lost_by_observer(place)).filter(|_| !tool.is_beside() && !tool.is_daemon());
     }
     child.end()?;
+    if tool.is_daemon() {
+        daemon::clean()?;
+    }
     if tool.is_memtrace() {
         (sample.events, sample.lost) = told(&report)?;
     }

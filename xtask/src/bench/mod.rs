@@ -5,6 +5,7 @@
 //! their median with a 95 % bound ([`statistics`]). What the daemon costs at rest is a row of its own ([`rest`]). All
 //! rows take a quarter of an hour at most.
 
+mod daemon;
 mod measure;
 mod redis;
 mod rest;
@@ -75,6 +76,13 @@ impl Bench {
             let costs = rest::measure(&workspace.memtrace())?;
             println!("{}", rest::text(&costs));
             results.push(rest::json(&costs));
+        }
+        // A run that failed leaves it.
+        if measured
+            .iter()
+            .any(|one| one.cells.iter().any(|cell| cell.tool.is_daemon()))
+        {
+            daemon::clean()?;
         }
         println!("{}", table::claims(&measured));
         if let Some(path) = &self.json {

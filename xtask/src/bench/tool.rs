@@ -7,7 +7,12 @@ use std::{
     process::Command,
 };
 
-use super::workload::{Place, Workload};
+use anyhow::Result;
+
+use super::{
+    daemon,
+    workload::{Place, Workload},
+};
 use crate::command::forget_outer_cargo;
 
 /// A tool, or none.
@@ -29,6 +34,12 @@ pub enum Tool {
     Beside,
     /// The same with nothing behind memtrace's hooks: the floor.
     BesideHooks,
+    /// memtrace's daemon as it comes, over the workload's cgroup: what may be on always.
+    Daemon,
+    /// The same that times one fault in eight.
+    DaemonSampled,
+    /// The workload by itself, while that traces another cgroup.
+    BesideDaemon,
     /// bpftrace, live blocks by address.
     BpftraceLeaks,
     /// The same with stacks.
@@ -65,6 +76,9 @@ impl Tool {
             Self::Heap => "memtrace",
             Self::Beside => "beside memtrace",
             Self::BesideHooks => "beside empty probes",
+            Self::Daemon => "memtrace daemon",
+            Self::DaemonSampled => "memtrace daemon, 1 in 8 timed",
+            Self::BesideDaemon => "beside that daemon",
             Self::BpftraceLeaks => "bpftrace, leaks",
             Self::BpftraceLeakStacks => "bpftrace, leaks, ustack",
             Self::BpftraceFaults => "bpftrace, fault latency",
@@ -76,12 +90,22 @@ impl Tool {
 
     /// Whether a malloc costs about what it costs untraced.
     pub fn is_light(self) -> bool {
-        matches!(self, Self::Untraced | Self::Faults | Self::Heaptrack) || self.is_beside()
+        matches!(self, Self::Untraced | Self::Faults | Self::Heaptrack)
+            || self.is_beside()
+            || self.is_daemon()
     }
 
     /// Whether another process is traced meanwhile.
     pub fn is_beside(self) -> bool {
-        matches!(self, Self::Beside | Self::BesideHooks)
+        matches!(self, Self::Beside | Self::BesideHooks | Self::BesideDaemon)
+    }
+
+    /// Whether it is a daemon, which takes a cgroup.
+    pub fn is_daemon(self) -> bool {
+        matches!(
+            self,
+            Self::Daemon | Self::DaemonSampled | Self::BesideDaemon
+        )
     }
 
     /// Whether it is a floor for another's figures.
@@ -135,22 +159,30 @@ impl Tool {
                 command.env("LD_LIBRARY_PATH", place.libraries());
                 command
             }
-            Self::Untraced | Self::Beside | Self::BesideHooks | Self::BpftraceFaults => {
-                by_itself(workload)
-            }
+            Self::Daemon | Self::DaemonSampled => by_itself(&daemon::within(workload)),
+            Self::Untraced
+            | Self::Beside
+            | Self::BesideHooks
+            | Self::BesideDaemon
+            | Self::BpftraceFaults => by_itself(workload),
         }
     }
 
     /// What watches the workload once it is there, if that is how the tool works.
-    pub fn observer(self, place: &Place, workload: Workload, pid: u32) -> Option<Observer> {
+    pub fn observer(self, place: &Place, workload: Workload, pid: u32) -> Result<Option<Observer>> {
         let allocator = place.allocator(workload);
         let (words, ready) = match self {
+            Self::Daemon => (daemon::command(place, "")?, daemon::READY),
+            Self::DaemonSampled | Self::BesideDaemon => {
+                let lines = "fault_latency_sample = 8";
+                (daemon::command(place, lines)?, daemon::READY)
+            }
             Self::Beside => (beside(place, &[]), "tracing pid"),
             Self::BesideHooks => (beside(place, &["--hooks-only"]), "tracing pid"),
             Self::BpftraceLeaks => (bpftrace(&leak_script(&allocator, "")), "ready"),
             Self::BpftraceLeakStacks => (bpftrace(&leak_script(&allocator, ", ustack")), "ready"),
             Self::BpftraceFaults => (bpftrace(&fault_script(pid)), "ready"),
-            _ => return None,
+            _ => return Ok(None),
         };
         let said = place.observed();
         _ = fs::remove_file(&said);
@@ -159,11 +191,11 @@ impl Tool {
         command.arg(&said).args(words);
         // Room for what lives at once, as memtrace has it.
         command.env("BPFTRACE_MAP_KEYS_MAX", "1000000");
-        Some(Observer {
+        Ok(Some(Observer {
             command,
             said,
             ready,
-        })
+        }))
     }
 }
 
