@@ -56,7 +56,7 @@ fn of_pyenv(workspace: &Workspace) -> Result<()> {
         let mut names = versions.iter().map(|name| name.to_string_lossy());
         names.any(|name| name.starts_with(*series))
     };
-    if !SERIES.iter().all(|series| has(&series)) {
+    if !SERIES.iter().all(has) {
         say(
             "not tested: functions of CPython 3.12 and 3.13, which are not here (pyenv install 3.12 3.13)",
         );
