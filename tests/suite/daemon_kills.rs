@@ -210,14 +210,14 @@ fn fifty_kills_leave_nothing_attached_and_cost_two_seconds_each_at_most() {
         row[0] == i64::from(one.pid) && (one.from_ms - 50..=one.to_ms + 50).contains(&row[1])
     };
     let seen: Vec<&Lived> = lived.iter().filter(|one| !blind(one)).collect();
-    let missing: Vec<u32> = seen
+    let missing: Vec<String> = seen
         .iter()
         .filter(|one| !kept.iter().any(|row| is(one, row)))
-        .map(|one| one.pid)
+        .map(|one| format!("{} from {} to {}", one.pid, one.from_ms, one.to_ms))
         .collect();
     assert!(
         missing.is_empty(),
-        "{missing:?} of {} are missing",
+        "missing of {}: {missing:#?}; gaps {gaps:?}, first of {kept:?}",
         seen.len()
     );
     assert!(
