@@ -245,7 +245,7 @@ fn a_restart_is_a_gap_and_says_how_the_daemon_ended() {
                 "the daemon ended without a word".to_owned()
             ),
             (
-                START + 3000,
+                START + 60_000,
                 START + 90_000,
                 "the daemon did not run".to_owned()
             ),
@@ -253,6 +253,18 @@ fn a_restart_is_a_gap_and_says_how_the_daemon_ended() {
     );
     let ends = "SELECT count(*) FROM process WHERE end_ms = 1700000003000";
     assert_eq!(count(&path, ends), 1, "its last word of the process");
+}
+
+/// What lived between the two was seen by the first and is in no batch.
+#[test]
+fn the_first_daemon_ended_before_its_first_batch_leaves_a_gap() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("h");
+    drop(Writer::open(&path, KEEP, START).unwrap());
+    drop(Writer::open(&path, KEEP, START + 5000).unwrap());
+    let gaps = "SELECT count(*) FROM event \
+                WHERE kind = 'gap' AND time_ms = 1700000000000 AND end_ms = 1700000005000";
+    assert_eq!(count(&path, gaps), 1);
 }
 
 #[test]

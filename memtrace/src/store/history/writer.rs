@@ -149,6 +149,7 @@ impl Writer {
             &transaction,
             &Note::at(now_ms, "start", "the daemon starts"),
         )?;
+        set_complete(&transaction, now_ms, 0)?;
         transaction.commit()
     }
 
@@ -163,6 +164,7 @@ impl Writer {
         // Every process is new to a new database.
         self.known.values_mut().for_each(Known::forget_row);
         self.written_ms = None;
+        self.try_with(|writer| set_complete(&writer.connection, now_ms, 0))?;
         let aside = opened.aside.unwrap_or_else(|| "nowhere".to_owned());
         self.note_damage(now_ms, &aside)
     }
@@ -226,8 +228,7 @@ impl Writer {
             let done = write_row(&transaction, known, row, time_ms, ended)?;
             written.push((row, time_ms, done));
         }
-        set_state(&transaction, "written_ms", time_ms)?;
-        set_state(&transaction, "complete_ms", time_ms - batch.behind_ms)?;
+        set_complete(&transaction, time_ms, batch.behind_ms)?;
         transaction.commit()?;
         // Only now: what is rolled back stays due.
         for (row, time_ms, done) in written {
@@ -317,6 +318,13 @@ fn set_state(connection: &Connection, key: &str, value: i64) -> rusqlite::Result
         .prepare_cached(sql)?
         .execute(params![key, value])?;
     Ok(())
+}
+
+/// Up to when all is in the database. A daemon that begins says so before its first batch: ended before that, it leaves
+/// a gap all the same.
+fn set_complete(connection: &Connection, now_ms: i64, behind_ms: i64) -> rusqlite::Result<()> {
+    set_state(connection, "written_ms", now_ms)?;
+    set_state(connection, "complete_ms", now_ms - behind_ms)
 }
 
 /// What a transaction has of a process.
