@@ -281,7 +281,7 @@ impl Daemon {
             Some(Action::Resume(pid)) => self.session.heap_resume(pid),
             None => return,
         }
-        log::warn!("over the budget: {action:?}");
+        log::warn!("budget: {action:?}");
     }
 
     /// What is left out now.
