@@ -1,6 +1,6 @@
 //! The BPF object: loaded with its configuration, its maps and programs handed out.
 
-use std::{fs, os::fd::BorrowedFd};
+use std::{fs, io, os::fd::BorrowedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -292,7 +292,11 @@ impl Object {
         let done = match how {
             Some(how) => self.growing.insert(pid, how, 0),
             None => match self.growing.remove(&pid) {
-                Err(MapError::KeyNotFound) => Ok(()),
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::NotFound =>
+                {
+                    Ok(())
+                }
                 done => done,
             },
         };

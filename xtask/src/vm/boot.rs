@@ -62,10 +62,12 @@ fn command(kernel: &Kernel, place: &Workplace) -> Command {
         "none",
         "-no-reboot",
     ]);
-    // Five levels of page tables only cost time under emulation.
+    // Five levels of page tables only cost time under emulation. Both processors take turns in one thread: with a
+    // thread each, one may go on with what it translated before the other patched the kernel's code (QEMU 7.2), and
+    // runs into the breakpoint of a patch that is long done, again and again.
     qemu.args([
         "-accel",
-        "tcg,thread=multi",
+        "tcg,thread=single",
         "-cpu",
         "max,la57=off",
         "-smp",
