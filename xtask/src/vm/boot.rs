@@ -19,7 +19,7 @@ const MEMORY: &str = "4G";
 const CPUS: &str = "2";
 
 /// Lines of the console that are shown when the guest did not get to its end.
-const LAST_LINES: usize = 20;
+const LAST_LINES: usize = 60;
 
 /// Boots, passes the job's output on and returns its exit status. The machine is killed when it
 /// has not ended by itself within the limit.
@@ -86,9 +86,10 @@ fn command(kernel: &Kernel, place: &Workplace) -> Command {
     qemu.arg("-kernel")
         .arg(kernel.image())
         .args(["-initrd", "initrd"]);
+    // Warnings are shown: where a processor is stuck, its stack is one.
     qemu.args([
         "-append",
-        "console=ttyS0 panic=-1 quiet",
+        "console=ttyS0 panic=-1 loglevel=5",
         "-serial",
         "file:console",
     ]);
