@@ -100,10 +100,15 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
     ]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
     cargo.arg("--target-dir").arg(workspace.target());
-    let program = messages(&mut cargo)?
-        .iter()
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    let program = messages(&mut cargo)?.iter().find_map(program_of_tests);
     program.context("cargo named no program of the suite")
+}
+
+/// The program that a message names, if it runs tests: the package has other programs too.
+fn program_of_tests(message: &Value) -> Option<PathBuf> {
+    let tests = message["profile"]["test"].as_bool()?;
+    let program = message["executable"].as_str()?;
+    tests.then(|| program.into())
 }
 
 fn messages(cargo: &mut Command) -> Result<Vec<Value>> {
@@ -127,7 +132,23 @@ fn messages(cargo: &mut Command) -> Result<Vec<Value>> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn the_suite_is_told_from_the_programs_beside_it() {
+        let of = |test: bool, program: Option<&str>| {
+            program_of_tests(&json!({"executable": program, "profile": {"test": test}}))
+        };
+        assert_eq!(of(false, Some("mimalloc")), None);
+        assert_eq!(of(true, None), None);
+        assert_eq!(
+            program_of_tests(&json!({"reason": "build-finished", "success": true})),
+            None
+        );
+        assert_eq!(of(true, Some("suite")), Some("suite".into()));
+    }
 
     #[test]
     fn the_usual_tests_exist() {
