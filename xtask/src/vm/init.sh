@@ -60,7 +60,9 @@ busybox cp /job /root/run/job
 if [ -e /systemd ]; then
     # systemd is the first process, and the job a service of it.
     busybox cp /bin/busybox /root/run/busybox
-    busybox mkdir -p /root/run/systemd/system
+    busybox mkdir -p /root/run/systemd/system /root/run/tmpfiles.d
+    # At boot systemd-tmpfiles(8) empties /tmp, where the clone may lie.
+    busybox ln -s /dev/null /root/run/tmpfiles.d/tmp.conf
     busybox cat > /root/run/systemd/system/job.service <<END
 [Unit]
 DefaultDependencies=no
