@@ -45,3 +45,4 @@ mod targets;
 mod truncation;
 mod verifier;
 mod vm_only;
+mod vm_systemd;

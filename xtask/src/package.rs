@@ -45,16 +45,44 @@ const FILES: [(&str, &str, u32); 10] = [
     ("packaging/debian/postrm", "DEBIAN/postrm", 0o755),
 ];
 
+/// What tells one package of the same files from another.
+struct Edition<'a> {
+    version: &'a str,
+    /// As dpkg-deb names it.
+    compressor: &'a str,
+}
+
 /// Builds memtrace and packs it into target/package.
 pub fn debian(workspace: &Workspace) -> Result<()> {
     build::memtrace(workspace, Output::Shown)?;
-    let package = pack(workspace, &workspace.memtrace(), &workspace.package())?;
+    let edition = Edition {
+        version: VERSION,
+        compressor: "xz",
+    };
+    let binary = workspace.memtrace();
+    let package = pack(workspace, &binary, &workspace.package(), &edition)?;
     say(&format!("packed {}", package.display()));
     Ok(())
 }
 
+/// The package, and the same under a higher version, which upgrades it; large, and packed at
+/// once. memtrace is built already.
+pub fn with_its_upgrade(workspace: &Workspace, into: &Path) -> Result<[PathBuf; 2]> {
+    let next = format!("{VERSION}+next");
+    let packed = |version| {
+        let compressor = "none";
+        let edition = Edition {
+            version,
+            compressor,
+        };
+        pack(workspace, &workspace.memtrace(), into, &edition)
+    };
+    Ok([packed(VERSION)?, packed(&next)?])
+}
+
 /// Packs a binary with what belongs to it; the result is the package's path.
-fn pack(workspace: &Workspace, binary: &Path, into: &Path) -> Result<PathBuf> {
+fn pack(workspace: &Workspace, binary: &Path, into: &Path, edition: &Edition) -> Result<PathBuf> {
+    let version = edition.version;
     fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
     let staging = tempfile::tempdir_in(into).context("cannot make a directory to pack")?;
     let root = staging.path();
@@ -69,11 +97,12 @@ fn pack(workspace: &Workspace, binary: &Path, into: &Path) -> Result<PathBuf> {
         "stripping memtrace",
     )?;
     write(&root.join("DEBIAN/conffiles"), "/etc/memtrace.toml\n")?;
-    write(&root.join("DEBIAN/control"), &control())?;
+    write(&root.join("DEBIAN/control"), &control(version))?;
     fs::set_permissions(root, Permissions::from_mode(0o755))
         .context("cannot open the staging directory")?;
-    let package = into.join(format!("memtrace_{VERSION}_amd64.deb"));
+    let package = into.join(format!("memtrace_{version}_amd64.deb"));
     let mut pack = Command::new("dpkg-deb");
+    pack.arg("-Z").arg(edition.compressor);
     pack.args(["--build", "--root-owner-group"]);
     quiet(pack.arg(root).arg(&package), "packing")?;
     Ok(package)
@@ -83,17 +112,17 @@ fn pack(workspace: &Workspace, binary: &Path, into: &Path) -> Result<PathBuf> {
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The libraries must be no older than those that the binary was linked with.
-fn control() -> String {
+fn control(version: &str) -> String {
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat=${Version}", "libc6"]);
     let libc = answer(&mut query).unwrap_or_default();
     let upstream = libc.split('-').next().unwrap_or_default();
     let libc = match upstream {
         "" => "libc6".to_owned(),
-        version => format!("libc6 (>= {version})"),
+        upstream => format!("libc6 (>= {upstream})"),
     };
     format!(
-        "Package: memtrace\nVersion: {VERSION}\nArchitecture: amd64\nMaintainer: The memtrace maintainers\n\
+        "Package: memtrace\nVersion: {version}\nArchitecture: amd64\nMaintainer: The memtrace maintainers\n\
          Section: utils\nPriority: optional\nDepends: {libc}, libgcc-s1\n\
          Description: system memory tracer: lazy commit, leaks and page-fault latency\n \
          Traces commands, running processes, or every process of the machine, by eBPF:\n \
@@ -124,7 +153,11 @@ mod tests {
         let into = tempfile::tempdir()?;
         let workspace = Workspace::of_this_xtask();
         let binary = std::env::current_exe()?;
-        let package = pack(&workspace, &binary, into.path())?;
+        let edition = Edition {
+            version: "1.2+next",
+            compressor: "none",
+        };
+        let package = pack(&workspace, &binary, into.path(), &edition)?;
         let list = answer(Command::new("dpkg-deb").arg("--contents").arg(&package))
             .context("dpkg-deb lists nothing")?;
         let placed: Vec<&str> = list
@@ -144,7 +177,7 @@ mod tests {
             .args(["Version", "Depends"]);
         let fields = answer(&mut field).context("dpkg-deb shows no field")?;
         assert!(
-            fields.contains(VERSION) && fields.contains("libc6 (>= "),
+            fields.contains("Version: 1.2+next\n") && fields.contains("libc6 (>= "),
             "{fields}"
         );
         Ok(())

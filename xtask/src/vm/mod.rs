@@ -38,11 +38,11 @@ pub struct Vm {
     #[arg(long, default_value = OLDEST)]
     kernel: String,
     /// Tests whose names have this in them, `all` for all [default: those that depend on the
-    /// kernel and take minutes]
+    /// kernel and take minutes; with systemd, those that take it]
     #[arg(long = "tests", value_name = "NAME", conflicts_with = "words")]
     tests: Vec<String>,
-    /// With systemd as the first process, and the command a service of it
-    #[arg(long, requires = "words")]
+    /// With systemd as the first process, and the tests or the command a service of it
+    #[arg(long)]
     systemd: bool,
     /// A command to run there instead of tests
     #[arg(last = true)]
@@ -83,7 +83,7 @@ impl Vm {
         programs::ensure_vm()?;
         let kernel = kernel::Kernel::ensure(workspace, &self.kernel)?;
         let job = if self.words.is_empty() {
-            suite::job(workspace, &self.tests)?
+            suite::job(workspace, &self.tests, self.systemd)?
         } else {
             Job {
                 words: self.words,

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::Job;
 use crate::{
     build::{self, Output},
-    programs, test,
+    package, programs, test,
     workspace::Workspace,
 };
 
@@ -44,6 +44,9 @@ const USUAL: &[&str] = &[
     "vm_only::",
 ];
 
+/// What takes systemd as the first process.
+const OF_SYSTEMD: &str = "vm_systemd::";
+
 /// How many times as long as usual anything may take under emulation.
 const PATIENCE: &str = "10";
 
@@ -51,7 +54,7 @@ const USUAL_LIMIT: Duration = Duration::from_secs(20 * 60);
 const CHOSEN_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// The suite: the tests whose names have one of these in them, `all` for all, none for the usual.
-pub fn job(workspace: &Workspace, tests: &[String]) -> Result<Job> {
+pub fn job(workspace: &Workspace, tests: &[String], systemd: bool) -> Result<Job> {
     programs::ensure(workspace)?;
     build::memtrace(workspace, Output::Shown)?;
     let mut words = vec![
@@ -59,20 +62,29 @@ pub fn job(workspace: &Workspace, tests: &[String]) -> Result<Job> {
         "--include-ignored".into(),
     ];
     match tests {
+        [] if systemd => words.push(OF_SYSTEMD.into()),
         [] => words.extend(USUAL.iter().map(Into::into)),
         [all] if all == "all" => {}
         chosen => words.extend(chosen.iter().map(Into::into)),
     }
+    let mut environment = environment(workspace)?;
+    if systemd {
+        let [package, upgrade] = package::with_its_upgrade(workspace, &workspace.vm())?;
+        environment.push(("MEMTRACE_PACKAGE", package.into()));
+        environment.push(("MEMTRACE_PACKAGE_UPGRADE", upgrade.into()));
+    } else {
+        words.extend(["--skip", OF_SYSTEMD].map(Into::into));
+    }
     Ok(Job {
         words,
         directory: workspace.root().join("tests"),
-        environment: environment(workspace)?,
+        environment,
         limit: if tests.is_empty() {
             USUAL_LIMIT
         } else {
             CHOSEN_LIMIT
         },
-        systemd: false,
+        systemd,
     })
 }
 
@@ -153,7 +165,7 @@ mod tests {
     #[test]
     fn the_usual_tests_exist() {
         let suite = Workspace::of_this_xtask().root().join("tests/suite");
-        for name in USUAL {
+        for name in USUAL.iter().chain([&OF_SYSTEMD]) {
             let (topic, test) = name.split_once("::").unwrap_or((name, ""));
             let source = std::fs::read_to_string(suite.join(format!("{topic}.rs")));
             let function = format!("fn {test}");
