@@ -11,7 +11,7 @@ pub struct FileKey {
 }
 
 impl FileKey {
-    /// A file by what stat(2) says of it.
+    /// A file by what stat(2) says of it: not below an overlay, nor on btrfs.
     pub const fn new(inode: u64, major: u64, minor: u64) -> Self {
         // MKDEV(), include/linux/kdev_t.h
         Self {
@@ -19,6 +19,28 @@ impl FileKey {
             device: major << 20 | minor,
         }
     }
+}
+
+/// What the program `mapped_file` found out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ToldFile {
+    /// The file's key, where it was found.
+    pub key: FileKey,
+    /// [`Answer`] as a number.
+    pub answer: u64,
+}
+
+/// Whether a file was found.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// No file is mapped there, or the kernel's structures are not known.
+    NotKnown = 0,
+    /// The key is told.
+    Found = 1,
+    /// Another thread is changing the mappings.
+    Busy = 2,
 }
 
 /// The unwind rules of a file, and which state of it they were compiled from.

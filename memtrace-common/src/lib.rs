@@ -43,4 +43,6 @@ mod pod {
     unsafe impl aya::Pod for code_file::FileKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for code_file::FileRules {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for code_file::ToldFile {}
 }

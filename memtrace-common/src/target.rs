@@ -110,6 +110,8 @@ pub struct KernelOffsets {
     pub xol_area_address: u32,
     /// `vm_area_struct.vm_start`
     pub vma_start: u32,
+    /// `vm_area_struct.vm_end`
+    pub vma_end: u32,
     /// `vm_area_struct.vm_flags`
     pub vma_flags: u32,
     /// `vm_area_struct.vm_pgoff`
@@ -163,6 +165,7 @@ impl KernelOffsets {
         mm_xol_area: UNKNOWN,
         xol_area_address: UNKNOWN,
         vma_start: UNKNOWN,
+        vma_end: UNKNOWN,
         vma_flags: UNKNOWN,
         vma_page_offset: UNKNOWN,
         vma_file: UNKNOWN,

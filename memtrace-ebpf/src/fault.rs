@@ -22,8 +22,8 @@ use crate::{
     emit::{Urgency, add, count, emit, header_of},
     fault_stack, fault_window, floor,
     process::{field, offsets},
+    slot,
     target::{self, HISTOGRAMS},
-    vma::SLOT_MASK,
 };
 
 /// A thread of a traced process, and its fault being handled.
@@ -77,7 +77,7 @@ pub fn fault_start_kernel(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn slot(tid: u32) -> Option<&'static mut FaultSlot> {
-    let slot = FAULT_SLOTS.get_ptr_mut(tid & SLOT_MASK.load())?;
+    let slot = FAULT_SLOTS.get_ptr_mut(slot::index(tid))?;
     // SAFETY: an array map's element lives as long as the program; the tid in it says whose it is.
     Some(unsafe { &mut *slot })
 }

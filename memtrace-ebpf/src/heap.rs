@@ -26,8 +26,7 @@ use crate::{
     emit::{Urgency, count, emit, header_of},
     floor,
     process::{current_mm, field, offsets},
-    sample, stack, target,
-    vma::SLOT_MASK,
+    sample, slot, stack, target,
 };
 
 /// A thread of a traced process, and its call in flight.
@@ -272,7 +271,7 @@ impl<'a> Call<'a> {
 
 #[inline(always)]
 fn slot(tid: u32) -> Option<&'static mut CallSlot> {
-    let slot = CALL_SLOTS.get_ptr_mut(tid & SLOT_MASK.load())?;
+    let slot = CALL_SLOTS.get_ptr_mut(slot::index(tid))?;
     // SAFETY: an array map's element lives as long as the program; the tid in it says whose it is.
     Some(unsafe { &mut *slot })
 }

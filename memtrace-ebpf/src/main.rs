@@ -30,6 +30,7 @@ mod process;
 mod python;
 mod residency;
 mod sample;
+mod slot;
 mod stack;
 mod target;
 mod unwind;

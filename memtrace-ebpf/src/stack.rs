@@ -18,7 +18,7 @@ use memtrace_common::{
 
 use crate::{
     emit::{self, Urgency, count, emit, header},
-    heap,
+    heap, mapped,
     process::{current_mm, field, offsets},
     python, target,
     unwind::Walk,
@@ -252,16 +252,13 @@ fn copy(from: &Start) -> u64 {
     const SMALL: usize = 2 << 10;
     const MIDDLE: usize = 8 << 10;
     const LARGE: usize = 64 << 10;
-    let sp = from.registers.sp;
-    // A first thread's stack is known to its end; another's is read as far as the page above.
-    let start = current_mm().and_then(|mm| field::<u64>(mm, offsets().mm_start_stack));
-    let used = start.unwrap_or(0).wrapping_sub(sp);
+    let used = used(from.registers.sp, LARGE as u64);
     let sent = if used < SMALL as u64 {
-        emit::emit_with(|record: *mut Copied<SMALL>| fill(record, from, used))
+        emit::emit_with(|record: *mut Copied<SMALL>| _ = fill(record, from, used))
     } else if used < MIDDLE as u64 {
-        emit::emit_with(|record: *mut Copied<MIDDLE>| fill(record, from, used))
+        emit::emit_with(|record: *mut Copied<MIDDLE>| fill_or_pages(record, from, used))
     } else if used < LARGE as u64 {
-        emit::emit_with(|record: *mut Copied<LARGE>| fill(record, from, used))
+        emit::emit_with(|record: *mut Copied<LARGE>| fill_or_pages(record, from, used))
     } else {
         emit::emit_with(|record: *mut Copied<MIDDLE>| fill_pages(record, from))
     };
@@ -273,9 +270,21 @@ fn copy(from: &Start) -> u64 {
     COPIED_STACK
 }
 
-/// Reads the first `length` bytes, fewer than BYTES, a power of two.
+/// How much of a stack lies above the stack pointer: a first thread's is known to its end, another's is at most what
+/// is left of its mapping.
 #[inline(always)]
-fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64) {
+fn used(sp: u64, most: u64) -> u64 {
+    let start = current_mm().and_then(|mm| field::<u64>(mm, offsets().mm_start_stack));
+    let used = start.unwrap_or(0).wrapping_sub(sp);
+    if used < most {
+        return used;
+    }
+    mapped::mapped_end(sp).wrapping_sub(sp)
+}
+
+/// Reads the first `length` bytes, fewer than BYTES, a power of two. Tells whether they could be read.
+#[inline(always)]
+fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64) -> bool {
     let mut length = length;
     // SAFETY: adds nothing to a register. The compiler, which knows the bound from the caller, is not to leave out what
     // tells the verifier of 6.1.
@@ -287,13 +296,22 @@ fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u
         let from = start.registers.sp as *const _;
         let read = generated::bpf_probe_read_user(bytes, length as u32, from) == 0;
         (&raw mut (*record).head).write(head(start, if read { length } else { 0 }));
+        read
+    }
+}
+
+/// The same; where a page on the way is not there, as above a handler's stack, what lies below.
+#[inline(always)]
+fn fill_or_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64) {
+    if !fill(record, start, length) {
+        fill_pages(record, start);
     }
 }
 
 /// Reads up to the end of the stack pointer's page, and the page above.
 #[inline(always)]
 fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start) {
-    const { assert!(BYTES as u64 == 2 * PAGE) };
+    const { assert!(BYTES as u64 >= 2 * PAGE) };
     let sp = start.registers.sp;
     let first = PAGE - (sp & (PAGE - 1));
     // SAFETY: the record is reserved, with room for two pages.

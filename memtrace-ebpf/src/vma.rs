@@ -5,7 +5,6 @@
 //! milliseconds to remove, one after the other: they are for whom that does not matter (`vma_event.rs`).
 
 use aya_ebpf::{
-    Global,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::{map, raw_tracepoint},
     maps::Array,
@@ -21,10 +20,10 @@ use crate::{
     emit::{Urgency, count, emit, header},
     floor,
     process::{field, live_threads},
-    residency, target, unwind,
+    residency, slot, target, unwind,
 };
 
-/// A call in flight. The slot of a thread is its id modulo the number of slots.
+/// A call in flight.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct CallSlot {
@@ -36,13 +35,9 @@ struct CallSlot {
 #[map]
 static SYSCALL_SLOTS: Array<CallSlot> = Array::with_max_entries(65_536, 0);
 
-/// Slots minus one: a power of two minus one, set at load time like the size of every slot map.
-#[unsafe(no_mangle)]
-pub static SLOT_MASK: Global<u32> = Global::new(65_535);
-
 #[inline(always)]
 fn slot(tid: u32) -> Option<&'static mut CallSlot> {
-    let slot = SYSCALL_SLOTS.get_ptr_mut(tid & SLOT_MASK.load())?;
+    let slot = SYSCALL_SLOTS.get_ptr_mut(slot::index(tid))?;
     // SAFETY: an array map's element lives as long as the program; a slot is one thread's, and a second
     // thread on it is told by the tid.
     Some(unsafe { &mut *slot })

@@ -32,6 +32,7 @@ mod heap;
 mod lazy;
 mod leaks;
 mod no_harm;
+mod overlay;
 mod packaging;
 mod processes;
 mod programs;

@@ -1,6 +1,6 @@
 //! A copied stack to walk: this program's own.
 
-use std::{arch::asm, slice};
+use std::{arch::asm, fs::File, slice};
 
 use memtrace::{
     event::{Event, EventKind, FileMapped},
@@ -36,6 +36,10 @@ impl RowStore for Rows {
 
     fn row(&self, index: u32) -> Option<u64> {
         self.0.get(index as usize).copied()
+    }
+
+    fn key(&self, _: &File) -> Option<FileKey> {
+        None
     }
 
     fn know(&mut self, _: FileKey, _: FileRules) {}

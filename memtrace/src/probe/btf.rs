@@ -75,6 +75,7 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         ),
         xol_area_address: offset("xol_area", "vaddr"),
         vma_start: offset("vm_area_struct", "vm_start"),
+        vma_end: offset("vm_area_struct", "vm_end"),
         vma_flags: offset("vm_area_struct", "vm_flags"),
         vma_page_offset: offset("vm_area_struct", "vm_pgoff"),
         vma_file: offset("vm_area_struct", "vm_file"),

@@ -19,6 +19,7 @@ pub mod heap;
 pub mod hotplug;
 pub mod image;
 pub mod libraries;
+mod mapped_file;
 pub mod names;
 pub mod object;
 pub mod perf;

@@ -1,6 +1,7 @@
 //! The maps that stacks are walked by.
 
 use std::{
+    fs::File,
     io,
     os::fd::{AsFd as _, AsRawFd as _},
     ptr,
@@ -16,7 +17,7 @@ use memtrace_common::{
     unwind::CodeSpace,
 };
 
-use super::Error;
+use super::{Error, mapped_file::MappedFile};
 use crate::unwind::tables::RowStore;
 
 const ROWS: &str = "UNWIND_ROWS";
@@ -33,6 +34,8 @@ pub(super) type Spaces = HashMap<MapData, u32, CodeSpace>;
 pub struct MappedRows {
     rows: &'static [AtomicU64],
     files: HashMap<MapData, FileKey, FileRules>,
+    /// `None` where the kernel cannot be asked: then stat(2) is.
+    mapped: Option<MappedFile>,
     /// Keeps the map.
     _map: MapData,
 }
@@ -45,6 +48,9 @@ impl MappedRows {
         };
         let files = ebpf.take_map(FILES).and_then(|map| map.try_into().ok());
         let files = files.ok_or(Error::Object { name: FILES })?;
+        let mapped = MappedFile::take(ebpf)
+            .inspect_err(|error| log::debug!("files are told apart by stat: {error}"))
+            .ok();
         let length = capacity as usize * size_of::<u64>();
         // SAFETY: a fresh shared mapping of the whole of the map's values.
         let address = unsafe {
@@ -69,6 +75,7 @@ impl MappedRows {
         Ok(Self {
             rows,
             files,
+            mapped,
             _map: map,
         })
     }
@@ -88,6 +95,10 @@ impl RowStore for MappedRows {
     fn row(&self, index: u32) -> Option<u64> {
         let place = self.rows.get(index as usize)?;
         Some(place.load(Ordering::Relaxed))
+    }
+
+    fn key(&self, file: &File) -> Option<FileKey> {
+        self.mapped.as_ref()?.key(file)
     }
 
     fn know(&mut self, file: FileKey, rules: FileRules) {

@@ -29,6 +29,8 @@ pub trait RowStore {
     fn write(&mut self, first: u32, rows: &[u64]);
     /// A row that was written.
     fn row(&self, index: u32) -> Option<u64>;
+    /// By what the kernel side knows an open file; `None` where that cannot be told.
+    fn key(&self, file: &File) -> Option<FileKey>;
     /// Notes which rows a file's are.
     fn know(&mut self, file: FileKey, rules: FileRules);
     /// Forgets files, so that their rows may be written over: nothing that was looked up in them is believed any more.
@@ -61,8 +63,8 @@ pub enum TableError {
 /// Files that are known at most: what the kernel side's map of them has room for.
 const MAX_FILES: usize = 16_384;
 
-/// Device, inode, size and time of the last change.
-type Identity = (u64, u64, u64, i64, i64);
+/// How the kernel side knows the file, its size and the time of its last change.
+type Identity = (FileKey, u64, i64, i64);
 
 /// Path and build ID.
 type Name = (Box<str>, Box<[u8]>);
@@ -185,9 +187,10 @@ impl Tables {
 
     fn of_file(&mut self, file: &File) -> Result<Identity, TableError> {
         let metadata = file.metadata()?;
+        let (major, minor) = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+        let by_stat = || FileKey::new(metadata.ino(), major.into(), minor.into());
         let identity = (
-            metadata.dev(),
-            metadata.ino(),
+            self.store.key(file).unwrap_or_else(by_stat),
             metadata.size(),
             metadata.mtime(),
             metadata.mtime_nsec(),
@@ -212,7 +215,7 @@ impl Tables {
 
     /// Tells the kernel side, which sees the file by its inode wherever it is mapped.
     fn know(&mut self, identity: &Identity, span: &Span) {
-        let &(_, _, bytes, modified_s, modified_ns) = identity;
+        let &(key, bytes, modified_s, modified_ns) = identity;
         let rules = FileRules {
             bytes,
             modified_s: modified_s as u64,
@@ -221,7 +224,6 @@ impl Tables {
             rows: span.rows,
             reserved: 0,
         };
-        let key = key(identity);
         self.told.insert(key, *identity);
         self.store.know(key, rules);
     }
@@ -265,7 +267,7 @@ impl Tables {
         let mut unused: Vec<_> = unused
             .map(|(&identity, file)| (file.asked, identity))
             .collect();
-        unused.sort_unstable();
+        unused.sort_unstable_by_key(|&(asked, _)| asked);
         let mut forgotten = Vec::new();
         for (_, identity) in unused {
             let Some(file) = self.files.remove(&identity) else {
@@ -284,7 +286,7 @@ impl Tables {
             .retain(|_, identity| identity.is_some_and(|one| self.files.contains_key(&one)));
         let mut keys = Vec::new();
         for identity in forgotten {
-            let key = key(&identity);
+            let (key, ..) = identity;
             if self.told.get(&key) == Some(&identity) {
                 self.told.remove(&key);
                 keys.push(key);
@@ -292,12 +294,6 @@ impl Tables {
         }
         self.store.forget(&keys);
     }
-}
-
-/// How the kernel side knows a file.
-fn key(&(device, inode, ..): &Identity) -> FileKey {
-    let (major, minor) = (libc::major(device), libc::minor(device));
-    FileKey::new(inode, major.into(), minor.into())
 }
 
 /// Whether a file is the one that was mapped, as far as build IDs tell.

@@ -37,6 +37,10 @@ impl RowStore for InMemory {
         self.0.borrow().rows.get(index as usize).copied()
     }
 
+    fn key(&self, _: &File) -> Option<FileKey> {
+        None
+    }
+
     fn know(&mut self, file: FileKey, rules: FileRules) {
         self.0.borrow_mut().files.insert(file, rules);
     }
