@@ -18,8 +18,8 @@ const SITES: usize = 3;
 /// Its name.
 pub const SUMMARY: &str = "summary";
 
-/// A document without what this report does not read: sites, mappings, the timeline, and the stacks of all but the
-/// largest leaks.
+/// A document without what this report does not read: sites, mappings, the timeline, and the stacks and
+/// ages of all but the largest leaks.
 pub fn excerpt(document: &Document) -> Document {
     let processes = document.processes.iter().map(|process| {
         let mut process = process.clone();
@@ -32,6 +32,8 @@ pub fn excerpt(document: &Document) -> Document {
         process.timeline = Vec::new();
         for leak in process.leaks.iter_mut().skip(SITES) {
             leak.stack = Vec::new();
+            leak.stack_end = None;
+            (leak.oldest_age_ns, leak.newest_age_ns) = (0, 0);
         }
         process
     });

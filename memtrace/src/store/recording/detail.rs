@@ -227,6 +227,17 @@ struct SymbolDetail {
     functions: Box<[SymbolFunction]>,
 }
 
+/// The `detail` of a symbol in a recording: what is said of its code.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Name {
+    pub(super) module: Option<Box<str>>,
+    pub(super) build_id: Option<Box<str>>,
+    /// The offset in the module's file, less that of the symbol's code.
+    pub(super) offset: Option<i64>,
+    #[serde(with = "functions")]
+    pub(super) functions: Box<[SymbolFunction]>,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "SymbolFunction")]
 struct FunctionDetail {

@@ -1,205 +1,153 @@
 //! Events → the columns of a record batch.
+//!
+//! Columns have no nulls: where a row's kind has no use for one, it has what takes least room (`packed.rs`).
 
 use std::sync::Arc;
 
 use arrow_array::{
-    ArrayRef, ArrowPrimitiveType, BooleanArray, DictionaryArray, Int8Array, PrimitiveArray,
-    RecordBatch, StringArray, UInt32Array,
-    builder::{ListBuilder, PrimitiveBuilder, StringBuilder, UInt64Builder},
-    types::{Int8Type, Int64Type, UInt64Type},
+    ArrayRef, Int8Array, RecordBatch, UInt32Array,
+    builder::StringBuilder,
+    types::{Int32Type, Int64Type, UInt8Type, UInt32Type, UInt64Type},
 };
 use arrow_schema::{ArrowError, SchemaRef};
+use rustc_hash::FxHashMap;
 
 use super::{
-    detail,
-    schema::{CALLS, ENDS, FUNCTIONS, Tag, call_key, function_key},
+    detail::{self, Name},
+    images::Images,
+    packed::{Lists, Names, Planes, Repeated, Step, Zeroed},
+    schema::{ACCESS, CALLS, ENDS, FUNCTIONS, Tag, access_bits, call_key, function_key},
+    tables::{Code, Told},
 };
-use crate::event::{Access, Event, EventKind, Syscall};
+use crate::event::{Event, EventKind, Pid, StackId, Symbol, Syscall};
 
-/// A nullable column that is touched only by rows that have a value in it.
-struct Sparse<T> {
-    values: Vec<T>,
-    valid: Vec<bool>,
-}
-
-impl<T> Default for Sparse<T> {
-    fn default() -> Self {
-        Self {
-            values: Vec::new(),
-            valid: Vec::new(),
-        }
-    }
-}
-
-impl<T: Copy + Default> Sparse<T> {
-    fn set(&mut self, row: usize, value: T) {
-        self.pad(row);
-        self.values.push(value);
-        self.valid.push(true);
-    }
-
-    /// Makes the rows up to `rows` null. What lies under a null is nobody's business; a repeated
-    /// value compresses better than a zero between values.
-    fn pad(&mut self, rows: usize) {
-        let filler = self.values.last().copied().unwrap_or_default();
-        self.values.resize(rows, filler);
-        self.valid.resize(rows, false);
-    }
-
-    fn finish<P: ArrowPrimitiveType<Native = T>>(&mut self, rows: usize) -> PrimitiveArray<P> {
-        self.pad(rows);
-        let mut builder = PrimitiveBuilder::<P>::with_capacity(rows);
-        builder.append_values(&self.values, &self.valid);
-        self.values.clear();
-        self.valid.clear();
-        builder.finish()
-    }
-}
-
-impl Sparse<bool> {
-    fn finish_bits(&mut self, rows: usize) -> ArrayRef {
-        self.pad(rows);
-        let bits = self.values.drain(..).zip(self.valid.drain(..));
-        Arc::new(
-            bits.map(|(value, valid)| valid.then_some(value))
-                .collect::<BooleanArray>(),
-        )
-    }
-}
-
-/// A column of differences to the value before, in whatever row it stands: small where values are near each other,
-/// and small numbers compress well. The first one is the difference to 0.
+/// Numbers of stacks, in the order in which their ids were seen.
 #[derive(Default)]
-struct Steps {
-    last: u64,
-    steps: Sparse<i64>,
-}
+struct StackNumbers(FxHashMap<StackId, u32>);
 
-impl Steps {
-    fn set(&mut self, row: usize, value: u64) {
-        let step = value.wrapping_sub(std::mem::replace(&mut self.last, value));
-        self.steps.set(row, step as i64);
-    }
-
-    fn finish(&mut self, rows: usize) -> PrimitiveArray<Int64Type> {
-        self.steps.finish(rows)
-    }
-}
-
-/// A nullable column of lists of numbers.
-struct Lists {
-    builder: ListBuilder<UInt64Builder>,
-    rows: usize,
-}
-
-impl Lists {
-    fn new() -> Self {
-        Self {
-            builder: ListBuilder::new(UInt64Builder::new()),
-            rows: 0,
+impl StackNumbers {
+    /// 0 for no stack, 1 for one that was not seen before, n + 1 for the one before the n-th last that was new.
+    fn age(&mut self, id: StackId) -> u32 {
+        if id == 0 {
+            return 0;
         }
-    }
-
-    fn set(&mut self, row: usize, numbers: &[u64]) {
-        self.pad(row);
-        self.builder.values().append_slice(numbers);
-        self.builder.append(true);
-        self.rows += 1;
-    }
-
-    fn pad(&mut self, rows: usize) {
-        (self.rows..rows).for_each(|_| self.builder.append(false));
-        self.rows = rows;
-    }
-
-    fn finish(&mut self, rows: usize) -> ArrayRef {
-        self.pad(rows);
-        self.rows = 0;
-        Arc::new(self.builder.finish())
+        let next = self.0.len() as u32;
+        let number = *self.0.entry(id).or_insert(next);
+        next - number + 1
     }
 }
 
-/// What a column of names takes from: sent once per recording, so it must stay the same array.
-struct Names(ArrayRef);
+/// What later rows refer to, for the whole recording.
+struct State {
+    images: Images,
+    told: Told,
+    stacks: StackNumbers,
+    time: Step,
+    address: Step,
+    fault_address: u64,
+    path: i64,
+    /// Codes and bases that the row tells, and the codes of its stack.
+    codes: Vec<u64>,
+    bases: Vec<u64>,
+    path_codes: Vec<u32>,
+}
 
-impl Names {
-    fn new(names: impl Iterator<Item = &'static str>) -> Self {
-        Self(Arc::new(names.map(Some).collect::<StringArray>()))
-    }
-
-    fn column(&self, keys: Int8Array) -> Result<ArrayRef, ArrowError> {
-        Ok(Arc::new(DictionaryArray::<Int8Type>::try_new(
-            keys,
-            Arc::clone(&self.0),
-        )?))
+impl State {
+    /// The number of a frame's code, which the row tells where that is new.
+    fn code(&mut self, pid: Pid, word: u64) -> u32 {
+        let (module, base) = self.images.find(pid, word);
+        if self.told.base(pid, module, base) {
+            self.bases.extend([u64::from(module), base]);
+        }
+        let offset = word.wrapping_sub(base);
+        let code = self.told.code(Code { module, offset });
+        if code.is_new {
+            self.codes.extend([u64::from(module), offset]);
+        }
+        code.number
     }
 }
 
 /// The rows of the batch being collected.
 pub(super) struct Rows {
     schema: SchemaRef,
+    state: State,
     kind_names: Names,
     function_names: Names,
     call_names: Names,
     end_names: Names,
     variable_bytes: usize,
     kind: Vec<i8>,
-    time_step_ns: Steps,
+    time_step: Planes,
     pid: Vec<u32>,
     tid: Vec<u32>,
-    function: Sparse<i8>,
-    address_step: Steps,
-    size: Sparse<u64>,
-    stack: Sparse<u64>,
-    old_address: Sparse<u64>,
-    frames: Lists,
-    stack_end: Sparse<i8>,
-    ip: Sparse<u64>,
-    latency_ns: Sparse<u64>,
-    major: Sparse<bool>,
-    kernel_mode: Sparse<bool>,
-    write: Sparse<bool>,
-    protection: Sparse<bool>,
-    instruction: Sparse<bool>,
-    call: Sparse<i8>,
-    arguments: Lists,
-    offset: Sparse<u64>,
-    result: Sparse<i64>,
+    function: Repeated<i8>,
+    address_step: Planes,
+    size: Planes,
+    stack: Planes,
+    old_address_step: Zeroed<i64>,
+    path_step: Repeated<i32>,
+    frames: Lists<UInt32Type>,
+    stack_end: Repeated<i8>,
+    fault_address_step: Zeroed<i64>,
+    code: Repeated<u32>,
+    latency: Planes,
+    access: Repeated<u8>,
+    call: Repeated<i8>,
+    arguments: Lists<UInt64Type>,
+    offset: Zeroed<u64>,
+    result: Zeroed<i64>,
+    name: Repeated<u32>,
     detail: Vec<(usize, String)>,
+    codes: Lists<UInt64Type>,
+    bases: Lists<UInt64Type>,
 }
 
 impl Rows {
     pub(super) fn new(schema: SchemaRef) -> Self {
         Self {
             schema,
+            state: State {
+                images: Images::default(),
+                told: Told::default(),
+                stacks: StackNumbers::default(),
+                time: Step::default(),
+                address: Step::default(),
+                fault_address: 0,
+                path: 0,
+                codes: Vec::new(),
+                bases: Vec::new(),
+                path_codes: Vec::new(),
+            },
             kind_names: Names::new(Tag::ALL.iter().map(|tag| tag.name())),
             function_names: Names::new(FUNCTIONS.iter().map(|(_, name)| *name)),
             call_names: Names::new(CALLS.iter().map(|(_, name)| *name)),
             end_names: Names::new(ENDS.iter().map(|(_, name)| *name)),
             variable_bytes: 0,
             kind: Vec::new(),
-            time_step_ns: Steps::default(),
+            time_step: Planes::default(),
             pid: Vec::new(),
             tid: Vec::new(),
-            function: Sparse::default(),
-            address_step: Steps::default(),
-            size: Sparse::default(),
-            stack: Sparse::default(),
-            old_address: Sparse::default(),
+            function: Repeated::default(),
+            address_step: Planes::default(),
+            size: Planes::default(),
+            stack: Planes::default(),
+            old_address_step: Zeroed::default(),
+            path_step: Repeated::default(),
             frames: Lists::new(),
-            stack_end: Sparse::default(),
-            ip: Sparse::default(),
-            latency_ns: Sparse::default(),
-            major: Sparse::default(),
-            kernel_mode: Sparse::default(),
-            write: Sparse::default(),
-            protection: Sparse::default(),
-            instruction: Sparse::default(),
-            call: Sparse::default(),
+            stack_end: Repeated::default(),
+            fault_address_step: Zeroed::default(),
+            code: Repeated::default(),
+            latency: Planes::default(),
+            access: Repeated::default(),
+            call: Repeated::default(),
             arguments: Lists::new(),
-            offset: Sparse::default(),
-            result: Sparse::default(),
+            offset: Zeroed::default(),
+            result: Zeroed::default(),
+            name: Repeated::default(),
             detail: Vec::new(),
+            codes: Lists::new(),
+            bases: Lists::new(),
         }
     }
 
@@ -214,9 +162,221 @@ impl Rows {
     }
 
     /// The `detail` of an event, where its kind has one.
-    pub(super) fn detail_of(kind: &EventKind) -> serde_json::Result<Option<String>> {
-        match kind {
-            EventKind::Alloc { .. }
+    pub(super) fn detail_of(&mut self, event: &Event) -> serde_json::Result<Option<String>> {
+        match &event.kind {
+            EventKind::Symbol(symbol) => self.name_of(event.pid, symbol).map(Some),
+            kind if has_columns(kind) => Ok(None),
+            kind => detail::to_json(kind).map(Some),
+        }
+    }
+
+    /// What is said of a symbol but its frame. As its file offset is mostly that of its code, it is the same for
+    /// all codes of a function without lines.
+    fn name_of(&mut self, pid: Pid, symbol: &Symbol) -> serde_json::Result<String> {
+        let (_, base) = self.state.images.find(pid, symbol.frame);
+        let code = symbol.frame.wrapping_sub(base);
+        let name = Name {
+            module: symbol.module.clone(),
+            build_id: symbol.build_id.clone(),
+            offset: (symbol.offset).map(|offset| offset.wrapping_sub(code) as i64),
+            functions: symbol.functions.clone(),
+        };
+        serde_json::to_string(&name)
+    }
+
+    /// Adds an event; `detail` is what [`Rows::detail_of`] gave for it.
+    pub(super) fn push(&mut self, event: &Event, detail: Option<String>) {
+        let row = self.kind.len();
+        self.state.told.begin_row();
+        self.state.images.note(event);
+        self.kind.push(Tag::of(&event.kind) as i8);
+        self.time_step.set(row, self.state.time.to(event.time_ns));
+        self.pid.push(event.pid);
+        self.tid.push(event.tid);
+        match &event.kind {
+            EventKind::Alloc {
+                function,
+                address,
+                size,
+                stack,
+            } => {
+                self.function.set(row, function_key(*function));
+                self.set_address(row, *address);
+                self.size.set(row, *size);
+                self.set_stack(row, *stack);
+            }
+            EventKind::AllocFailed { function, size } => {
+                self.function.set(row, function_key(*function));
+                self.size.set(row, *size);
+            }
+            EventKind::Free { address } => self.set_address(row, *address),
+            EventKind::Realloc {
+                entered_ns,
+                old_address,
+                new_address,
+                size,
+                stack,
+            } => {
+                self.set_latency(row, event.time_ns.wrapping_sub(*entered_ns));
+                self.set_address(row, *new_address);
+                let step = old_address.wrapping_sub(*new_address);
+                self.old_address_step.set(row, step as i64);
+                self.size.set(row, *size);
+                self.set_stack(row, *stack);
+            }
+            EventKind::Stack { id, frames, end } => {
+                self.set_stack(row, *id);
+                self.set_path(row, event.pid, frames, *end as i8);
+            }
+            EventKind::Fault {
+                address,
+                ip,
+                latency_ns,
+                stack,
+                access,
+            } => {
+                let step = address.wrapping_sub(self.state.fault_address);
+                self.state.fault_address = *address;
+                self.fault_address_step.set(row, step as i64);
+                self.set_code(row, event.pid, *ip);
+                if let Some(latency_ns) = latency_ns {
+                    self.set_latency(row, *latency_ns);
+                }
+                let timed = u8::from(latency_ns.is_some()) * ACCESS.timed;
+                self.access.set(row, access_bits(access) | timed);
+                self.set_stack(row, *stack);
+            }
+            EventKind::Syscall(syscall) => self.set_syscall(row, event.time_ns, syscall),
+            EventKind::Symbol(symbol) => self.set_code(row, event.pid, symbol.frame),
+            EventKind::Touch { stack, .. } => self.set_stack(row, *stack),
+            // The others are in `detail`, or are nothing but their kind.
+            _ => {}
+        }
+        self.set_detail(row, &event.kind, detail);
+        self.set_told(row);
+    }
+
+    fn set_address(&mut self, row: usize, address: u64) {
+        self.address_step.set(row, self.state.address.to(address));
+    }
+
+    fn set_stack(&mut self, row: usize, id: StackId) {
+        self.stack.set(row, self.state.stacks.age(id).into());
+    }
+
+    fn set_latency(&mut self, row: usize, latency_ns: u64) {
+        self.latency.set(row, latency_ns);
+    }
+
+    fn set_code(&mut self, row: usize, pid: Pid, word: u64) {
+        let code = self.state.code(pid, word);
+        self.code.set(row, code);
+    }
+
+    fn set_path(&mut self, row: usize, pid: Pid, frames: &[u64], end: i8) {
+        let mut codes = std::mem::take(&mut self.state.path_codes);
+        codes.clear();
+        codes.extend(frames.iter().map(|&word| self.state.code(pid, word)));
+        codes.push(end as u32);
+        let path = self.state.told.path(&codes);
+        codes.pop();
+        // Whoever reads a batch has the frames of all its stacks in memory.
+        self.variable_bytes += size_of_val(frames);
+        if path.is_new {
+            self.frames.set(row, &codes);
+            self.stack_end.set(row, end);
+            self.variable_bytes += size_of_val(codes.as_slice());
+        }
+        let step = i64::from(path.number) - self.state.path;
+        self.state.path = path.number.into();
+        self.path_step.set(row, step as i32);
+        self.state.path_codes = codes;
+    }
+
+    fn set_syscall(&mut self, row: usize, time_ns: u64, syscall: &Syscall) {
+        self.set_latency(row, time_ns.wrapping_sub(syscall.entered_ns));
+        self.call.set(row, call_key(syscall.call));
+        self.result.set(row, syscall.result);
+        self.arguments.set(row, &syscall.arguments);
+        self.offset.set(row, syscall.offset);
+        self.variable_bytes += 8 * syscall.arguments.len();
+    }
+
+    fn set_detail(&mut self, row: usize, kind: &EventKind, detail: Option<String>) {
+        let Some(detail) = detail else { return };
+        self.variable_bytes += detail.len();
+        if matches!(kind, EventKind::Symbol(_)) {
+            let name = self.state.told.name(&detail);
+            self.name.set(row, name.number);
+            if !name.is_new {
+                return;
+            }
+        }
+        self.detail.push((row, detail));
+    }
+
+    fn set_told(&mut self, row: usize) {
+        let State { codes, bases, .. } = &mut self.state;
+        for (column, told) in [(&mut self.codes, codes), (&mut self.bases, bases)] {
+            if !told.is_empty() {
+                column.set(row, told);
+                self.variable_bytes += 8 * told.len();
+                told.clear();
+            }
+        }
+    }
+
+    /// The collected rows as a batch; nothing is collected afterwards.
+    pub(super) fn finish(&mut self) -> Result<RecordBatch, ArrowError> {
+        let rows = self.len();
+        self.variable_bytes = 0;
+        let kinds = Int8Array::from_iter_values(self.kind.drain(..));
+        let mut columns = vec![self.kind_names.column(kinds)?];
+        self.time_step.finish(rows, &mut columns);
+        columns.push(Arc::new(UInt32Array::from_iter_values(self.pid.drain(..))));
+        columns.push(Arc::new(UInt32Array::from_iter_values(self.tid.drain(..))));
+        columns.push(self.function_names.column(self.function.finish(rows))?);
+        self.address_step.finish(rows, &mut columns);
+        self.size.finish(rows, &mut columns);
+        self.stack.finish(rows, &mut columns);
+        columns.push(Arc::new(self.old_address_step.finish::<Int64Type>(rows)));
+        columns.push(Arc::new(self.path_step.finish::<Int32Type>(rows)));
+        columns.push(self.frames.finish(rows));
+        columns.push(self.end_names.column(self.stack_end.finish(rows))?);
+        columns.push(Arc::new(self.fault_address_step.finish::<Int64Type>(rows)));
+        columns.push(Arc::new(self.code.finish::<UInt32Type>(rows)));
+        self.latency.finish(rows, &mut columns);
+        columns.push(Arc::new(self.access.finish::<UInt8Type>(rows)));
+        columns.push(self.call_names.column(self.call.finish(rows))?);
+        columns.push(self.arguments.finish(rows));
+        columns.push(Arc::new(self.offset.finish::<UInt64Type>(rows)));
+        columns.push(Arc::new(self.result.finish::<Int64Type>(rows)));
+        columns.push(Arc::new(self.name.finish::<UInt32Type>(rows)));
+        columns.push(self.finish_detail(rows));
+        columns.push(self.codes.finish(rows));
+        columns.push(self.bases.finish(rows));
+        RecordBatch::try_new(Arc::clone(&self.schema), columns)
+    }
+
+    fn finish_detail(&mut self, rows: usize) -> ArrayRef {
+        let bytes = self.detail.iter().map(|(_, text)| text.len()).sum();
+        let mut builder = StringBuilder::with_capacity(rows, bytes);
+        let mut next = 0;
+        for (row, text) in self.detail.drain(..) {
+            (next..row).for_each(|_| builder.append_value(""));
+            builder.append_value(text);
+            next = row + 1;
+        }
+        (next..rows).for_each(|_| builder.append_value(""));
+        Arc::new(builder.finish())
+    }
+}
+
+/// Whether a kind has nothing in `detail`.
+pub(super) fn has_columns(kind: &EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Alloc { .. }
             | EventKind::AllocFailed { .. }
             | EventKind::Free { .. }
             | EventKind::Realloc { .. }
@@ -226,147 +386,6 @@ impl Rows {
             | EventKind::SmapsBegin
             | EventKind::SmapsEnd
             | EventKind::ThreadExit
-            | EventKind::End => Ok(None),
-            rare => detail::to_json(rare).map(Some),
-        }
-    }
-
-    /// Adds an event; `detail` is what [`Rows::detail_of`] gave for it.
-    pub(super) fn push(&mut self, event: &Event, detail: Option<String>) {
-        let row = self.kind.len();
-        self.kind.push(Tag::of(&event.kind) as i8);
-        self.time_step_ns.set(row, event.time_ns);
-        self.pid.push(event.pid);
-        self.tid.push(event.tid);
-        if let Some(detail) = detail {
-            self.variable_bytes += detail.len();
-            self.detail.push((row, detail));
-        }
-        match &event.kind {
-            EventKind::Alloc {
-                function,
-                address,
-                size,
-                stack,
-            } => {
-                self.function.set(row, function_key(*function));
-                self.address_step.set(row, *address);
-                self.size.set(row, *size);
-                self.stack.set(row, *stack);
-            }
-            EventKind::AllocFailed { function, size } => {
-                self.function.set(row, function_key(*function));
-                self.size.set(row, *size);
-            }
-            EventKind::Free { address } => self.address_step.set(row, *address),
-            EventKind::Realloc {
-                entered_ns,
-                old_address,
-                new_address,
-                size,
-                stack,
-            } => {
-                let latency_ns = event.time_ns.wrapping_sub(*entered_ns);
-                self.latency_ns.set(row, latency_ns);
-                self.old_address.set(row, *old_address);
-                self.address_step.set(row, *new_address);
-                self.size.set(row, *size);
-                self.stack.set(row, *stack);
-            }
-            EventKind::Stack { id, frames, end } => {
-                self.stack.set(row, *id);
-                self.frames.set(row, frames);
-                self.stack_end.set(row, *end as i8);
-                self.variable_bytes += 8 * frames.len();
-            }
-            EventKind::Fault {
-                address,
-                ip,
-                latency_ns,
-                stack,
-                access,
-            } => {
-                self.address_step.set(row, *address);
-                self.ip.set(row, *ip);
-                if *stack != 0 {
-                    self.stack.set(row, *stack);
-                }
-                if let Some(latency_ns) = latency_ns {
-                    self.latency_ns.set(row, *latency_ns);
-                }
-                self.set_access(row, access);
-            }
-            EventKind::Syscall(syscall) => {
-                let latency_ns = event.time_ns.wrapping_sub(syscall.entered_ns);
-                self.latency_ns.set(row, latency_ns);
-                self.set_syscall(row, syscall);
-            }
-            // The others are in `detail`, or are nothing but their kind.
-            _ => {}
-        }
-    }
-
-    fn set_access(&mut self, row: usize, access: &Access) {
-        self.major.set(row, access.major);
-        self.kernel_mode.set(row, access.kernel);
-        self.protection.set(row, access.protection);
-        self.instruction.set(row, access.instruction);
-        if let Some(write) = access.write {
-            self.write.set(row, write);
-        }
-    }
-
-    fn set_syscall(&mut self, row: usize, syscall: &Syscall) {
-        self.call.set(row, call_key(syscall.call));
-        self.result.set(row, syscall.result);
-        self.arguments.set(row, &syscall.arguments);
-        self.offset.set(row, syscall.offset);
-        self.variable_bytes += 8 * syscall.arguments.len();
-    }
-
-    /// The collected rows as a batch; nothing is collected afterwards.
-    pub(super) fn finish(&mut self) -> Result<RecordBatch, ArrowError> {
-        let rows = self.len();
-        self.variable_bytes = 0;
-        let columns: Vec<ArrayRef> = vec![
-            self.kind_names
-                .column(Int8Array::from_iter_values(self.kind.drain(..)))?,
-            Arc::new(self.time_step_ns.finish(rows)),
-            Arc::new(UInt32Array::from_iter_values(self.pid.drain(..))),
-            Arc::new(UInt32Array::from_iter_values(self.tid.drain(..))),
-            self.function_names.column(self.function.finish(rows))?,
-            Arc::new(self.address_step.finish(rows)),
-            Arc::new(self.size.finish::<UInt64Type>(rows)),
-            Arc::new(self.stack.finish::<UInt64Type>(rows)),
-            Arc::new(self.old_address.finish::<UInt64Type>(rows)),
-            self.frames.finish(rows),
-            self.end_names.column(self.stack_end.finish(rows))?,
-            Arc::new(self.ip.finish::<UInt64Type>(rows)),
-            Arc::new(self.latency_ns.finish::<UInt64Type>(rows)),
-            self.major.finish_bits(rows),
-            self.kernel_mode.finish_bits(rows),
-            self.write.finish_bits(rows),
-            self.protection.finish_bits(rows),
-            self.instruction.finish_bits(rows),
-            self.call_names.column(self.call.finish(rows))?,
-            self.arguments.finish(rows),
-            Arc::new(self.offset.finish::<UInt64Type>(rows)),
-            Arc::new(self.result.finish::<Int64Type>(rows)),
-            self.finish_detail(rows),
-        ];
-        RecordBatch::try_new(Arc::clone(&self.schema), columns)
-    }
-
-    fn finish_detail(&mut self, rows: usize) -> ArrayRef {
-        let bytes = self.detail.iter().map(|(_, text)| text.len()).sum();
-        let mut builder = StringBuilder::with_capacity(rows, bytes);
-        let mut next = 0;
-        for (row, text) in self.detail.drain(..) {
-            (next..row).for_each(|_| builder.append_null());
-            builder.append_value(text);
-            next = row + 1;
-        }
-        (next..rows).for_each(|_| builder.append_null());
-        Arc::new(builder.finish())
-    }
+            | EventKind::End
+    )
 }

@@ -17,19 +17,24 @@
 //! Not here: when to flush (the live path knows), and what an event means (the model knows).
 
 mod ahead;
-mod columns;
 mod decode;
 mod detail;
 mod encode;
 mod error;
 mod frame;
+mod images;
+mod packed;
 mod reader;
 mod schema;
 mod summary;
+mod tables;
+mod wide;
 mod writer;
 
 #[cfg(test)]
 mod samples;
+#[cfg(test)]
+mod sizes;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +53,9 @@ const BATCH_VARIABLE_BYTES: usize = 8 << 20;
 /// Lists and texts of one event at most, in bytes. Only the resident pages of a huge and scattered
 /// mapping come near.
 const EVENT_BYTES: usize = 64 << 20;
+
+/// A frame of a stack at most: the number of its code, and the code where it is new, by module and offset.
+const FRAME_BYTES: usize = 20;
 
 /// A decompressed batch at most: a full batch, and one event of the largest size on top.
 const DECOMPRESSED_BYTES: usize = 96 << 20;

@@ -18,11 +18,11 @@ use arrow_schema::{ArrowError, Schema, SchemaRef};
 
 use super::{
     ReadError,
-    columns::{Sums, absolute_schema},
-    decode::{Last, Rows},
+    decode::{Rows, State as Rest},
     frame::{self, Frame, Next},
     schema::{self, FORMAT_KEY, FORMAT_VERSION, PROGRAM_KEY},
     summary,
+    wide::{self, Table},
 };
 use crate::event::Event;
 
@@ -44,7 +44,8 @@ pub struct Reader {
     written_by: String,
     /// The batch that events are taken from, and where it began.
     batch: Option<(u64, Rows)>,
-    last: Last,
+    /// What the batch after that one leads on from.
+    rest: Rest,
     state: State,
 }
 
@@ -83,7 +84,7 @@ impl Reader {
             dictionaries: HashMap::new(),
             written_by: String::new(),
             batch: None,
-            last: Last::default(),
+            rest: Rest::default(),
             state: State::Reading,
         };
         reader.read_schema()?;
@@ -98,11 +99,11 @@ impl Reader {
                 match rows.next() {
                     Some(Ok(event)) => return Ok(Some(event)),
                     Some(Err(what)) => return Err(self.damaged(offset, what)),
-                    None => {
-                        self.last = rows.last();
-                        self.batch = None;
-                    }
+                    None => {}
                 }
+            }
+            if let Some((_, rows)) = self.batch.take() {
+                self.rest = rows.into_state();
             }
             if self.state != State::Reading {
                 return Ok(None);
@@ -125,25 +126,31 @@ impl Reader {
         Ok((!events.is_empty()).then_some(events))
     }
 
-    /// Gives the columns of all batches to `each`, with times and addresses in place of their differences. For a
-    /// reader that no event was taken from.
+    /// Gives the events as a table, a batch at a time.
     pub fn columns<E: From<ReadError>>(
         &mut self,
         mut each: impl FnMut(&RecordBatch) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut sums = Sums::default();
-        while self.state == State::Reading {
-            if let Some((offset, batch)) = self.read_batch()? {
-                let batch = guard(|| sums.take(&batch));
-                each(&batch.map_err(|what| self.damaged(offset, what))?)?;
+        let mut table = Table::new();
+        loop {
+            let event = self.next_event()?;
+            if let Some(event) = &event {
+                (table.push(event))
+                    .map_err(|error| self.damaged(self.offset, error.to_string()))?;
+            }
+            if event.is_none() || table.is_full() {
+                let batch = table.finish();
+                each(&batch.map_err(|error| self.damaged(self.offset, error.to_string()))?)?;
+            }
+            if event.is_none() {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// The names and types of [`Reader::columns`].
     pub fn columns_schema() -> SchemaRef {
-        absolute_schema()
+        wide::schema()
     }
 
     /// What the writer put behind the end mark. `None` where it put nothing there, where the recording was cut, and
@@ -246,7 +253,8 @@ impl Reader {
 
     fn read_message(&mut self) -> Result<(), ReadError> {
         if let Some((offset, batch)) = self.read_batch()? {
-            let rows = Rows::new(&batch, self.last).map_err(|what| self.damaged(offset, what))?;
+            let rest = std::mem::take(&mut self.rest);
+            let rows = Rows::new(&batch, rest).map_err(|what| self.damaged(offset, what))?;
             self.batch = Some((offset, rows));
         }
         Ok(())

@@ -1,10 +1,12 @@
 //! Events for tests: every kind, and a stream like a real program's.
 
+use std::collections::HashMap;
+
 use memtrace_common::{heap::Function, histogram::BUCKETS, record::Call, unwind::End};
 
 use crate::event::{
-    Access, Event, EventKind, FaultTotals, FileMapped, Machine, MemoryTotals, SmapsRegion, Started,
-    Symbol, SymbolFunction, Syscall,
+    Access, Event, EventKind, FaultTotals, FileMapped, Machine, MemoryTotals, SmapsRegion, StackId,
+    Started, Symbol, SymbolFunction, Syscall,
 };
 
 /// xorshift64*: the same numbers in every run.
@@ -39,7 +41,34 @@ pub(super) fn every_kind() -> Vec<Event> {
         tid: u32::MAX - row as u32,
         kind,
     };
-    kinds.into_iter().enumerate().map(event).collect()
+    let mut numbers = StackNumbers::default();
+    let numbered = |event| numbers.apply(event);
+    kinds
+        .into_iter()
+        .enumerate()
+        .map(event)
+        .map(numbered)
+        .collect()
+}
+
+/// What a reader has in place of the ids of stacks: their numbers, in the order in which they come.
+#[derive(Default)]
+pub(super) struct StackNumbers(HashMap<StackId, StackId>);
+
+impl StackNumbers {
+    pub(super) fn apply(&mut self, mut event: Event) -> Event {
+        if let EventKind::Alloc { stack: id, .. }
+        | EventKind::Realloc { stack: id, .. }
+        | EventKind::Fault { stack: id, .. }
+        | EventKind::Touch { stack: id, .. }
+        | EventKind::Stack { id, .. } = &mut event.kind
+            && *id != 0
+        {
+            let next = self.0.len() as u64 + 1;
+            *id = *self.0.entry(*id).or_insert(next);
+        }
+        event
+    }
 }
 
 fn heap() -> Vec<EventKind> {
@@ -282,6 +311,7 @@ pub(super) struct Realistic {
     live: Vec<u64>,
     idle: Vec<Vec<u64>>,
     next_address: u64,
+    numbers: StackNumbers,
 }
 
 const SITES: u64 = 400;
@@ -295,6 +325,7 @@ impl Realistic {
             live: Vec::new(),
             idle: vec![Vec::new(); SIZES.len()],
             next_address: 0x5555_5575_92a0,
+            numbers: StackNumbers::default(),
         }
     }
 
@@ -357,11 +388,12 @@ impl Iterator for Realistic {
     fn next(&mut self) -> Option<Event> {
         self.time_ns += 150 + self.random.below(600);
         let thread = self.time_ns / 200_000 % 4;
-        Some(Event {
+        let event = Event {
             time_ns: self.time_ns,
             pid: 4242,
             tid: 4242 + thread as u32,
             kind: self.kind(),
-        })
+        };
+        Some(self.numbers.apply(event))
     }
 }

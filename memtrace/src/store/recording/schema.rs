@@ -7,10 +7,10 @@ use std::{collections::HashMap, sync::Arc};
 use arrow_schema::{DataType, Field, Schema};
 use memtrace_common::{heap::Function, record::Call, unwind::End};
 
-use crate::event::EventKind;
+use crate::event::{Access, EventKind};
 
 /// The format that this memtrace writes and reads. It rises when the columns change.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Schema metadata that makes an Arrow stream a recording; the value is the format's version.
 pub(super) const FORMAT_KEY: &str = "memtrace.format";
@@ -141,36 +141,100 @@ pub(super) const ENDS: [(End, &str); 8] = [
     (End::NotKnown, "not_known"),
 ];
 
-/// The schema of a recording that this memtrace writes.
+/// Bits of the column `access`.
+pub(super) struct AccessBits {
+    major: u8,
+    kernel: u8,
+    write: u8,
+    write_known: u8,
+    protection: u8,
+    instruction: u8,
+    /// The fault has a latency.
+    pub(super) timed: u8,
+}
+
+pub(super) const ACCESS: AccessBits = AccessBits {
+    major: 1,
+    kernel: 2,
+    write: 4,
+    write_known: 8,
+    protection: 16,
+    instruction: 32,
+    timed: 64,
+};
+
+/// How a fault came about, as bits of [`ACCESS`].
+pub(super) fn access_bits(access: &Access) -> u8 {
+    let bit = |is_set, bit| if is_set { bit } else { 0 };
+    bit(access.major, ACCESS.major)
+        | bit(access.kernel, ACCESS.kernel)
+        | bit(access.write == Some(true), ACCESS.write)
+        | bit(access.write.is_some(), ACCESS.write_known)
+        | bit(access.protection, ACCESS.protection)
+        | bit(access.instruction, ACCESS.instruction)
+}
+
+/// What [`access_bits`] was made of.
+pub(super) fn access_of(bits: u8) -> Access {
+    let is_set = |bit| bits & bit != 0;
+    Access {
+        major: is_set(ACCESS.major),
+        kernel: is_set(ACCESS.kernel),
+        write: is_set(ACCESS.write_known).then(|| is_set(ACCESS.write)),
+        protection: is_set(ACCESS.protection),
+        instruction: is_set(ACCESS.instruction),
+    }
+}
+
+/// What a list is of.
+pub(super) fn item(data_type: DataType) -> Arc<Field> {
+    Arc::new(Field::new("item", data_type, false))
+}
+
+/// The type of a column of names.
+pub(super) fn names() -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8))
+}
+
+/// The columns of a number: its three lowest bytes, and what is above them.
+pub(super) fn plane(name: &str, index: usize) -> String {
+    format!("{name}_{index}")
+}
+
+/// The schema of a recording that this memtrace writes. No column has nulls.
 pub(super) fn schema() -> Schema {
-    let names = || DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8));
-    let numbers = || DataType::List(Arc::new(Field::new("item", DataType::UInt64, true)));
-    let optional = |name: &str, data_type| Field::new(name, data_type, true);
-    let fields = vec![
-        Field::new("kind", names(), false),
-        Field::new("time_step_ns", DataType::Int64, false),
-        Field::new("pid", DataType::UInt32, false),
-        Field::new("tid", DataType::UInt32, false),
-        optional("function", names()),
-        optional("address_step", DataType::Int64),
-        optional("size", DataType::UInt64),
-        optional("stack", DataType::UInt64),
-        optional("old_address", DataType::UInt64),
-        optional("frames", numbers()),
-        optional("stack_end", names()),
-        optional("ip", DataType::UInt64),
-        optional("latency_ns", DataType::UInt64),
-        optional("major", DataType::Boolean),
-        optional("kernel_mode", DataType::Boolean),
-        optional("write", DataType::Boolean),
-        optional("protection", DataType::Boolean),
-        optional("instruction", DataType::Boolean),
-        optional("call", names()),
-        optional("arguments", numbers()),
-        optional("offset", DataType::UInt64),
-        optional("result", DataType::Int64),
-        optional("detail", DataType::Utf8),
-    ];
+    let mut fields = Vec::new();
+    let mut add = |name: &str, data_type| fields.push(Field::new(name, data_type, false));
+    let planes = |add: &mut dyn FnMut(&str, DataType), name: &str| {
+        for index in 0..3 {
+            add(&plane(name, index), DataType::UInt8);
+        }
+        add(&plane(name, 3), DataType::UInt64);
+    };
+    add("kind", names());
+    planes(&mut add, "time_step");
+    add("pid", DataType::UInt32);
+    add("tid", DataType::UInt32);
+    add("function", names());
+    planes(&mut add, "address_step");
+    planes(&mut add, "size");
+    planes(&mut add, "stack");
+    add("old_address_step", DataType::Int64);
+    add("path_step", DataType::Int32);
+    add("frames", DataType::List(item(DataType::UInt32)));
+    add("stack_end", names());
+    add("fault_address_step", DataType::Int64);
+    add("code", DataType::UInt32);
+    planes(&mut add, "latency");
+    add("access", DataType::UInt8);
+    add("call", names());
+    add("arguments", DataType::List(item(DataType::UInt64)));
+    add("offset", DataType::UInt64);
+    add("result", DataType::Int64);
+    add("name", DataType::UInt32);
+    add("detail", DataType::Utf8);
+    add("codes", DataType::List(item(DataType::UInt64)));
+    add("bases", DataType::List(item(DataType::UInt64)));
     let metadata = HashMap::from([
         (FORMAT_KEY.to_owned(), FORMAT_VERSION.to_string()),
         (PROGRAM_KEY.to_owned(), env!("CARGO_PKG_VERSION").to_owned()),

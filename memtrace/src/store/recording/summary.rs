@@ -27,16 +27,16 @@ const BYTES: u64 = 64 << 20;
 /// A block at most.
 pub(super) const BLOCK_BYTES: u64 = BYTES + TAIL as u64;
 
-/// How many times larger contents may be when decompressed.
-const RATIO: u64 = 64;
+/// Contents at most, decompressed.
+const CONTENTS: u64 = 256 << 20;
 
 /// Appends a block to `out`. One that a reader would refuse is left out.
 pub(super) fn append(out: &mut Vec<u8>, contents: &[u8]) -> io::Result<()> {
-    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(contents)?;
     let block = encoder.finish()?;
     let compressed = block.len() as u64;
-    if compressed > BYTES || contents.len() as u64 > compressed.saturating_mul(RATIO) {
+    if compressed > BYTES || contents.len() as u64 > CONTENTS {
         return Ok(());
     }
     out.extend_from_slice(&block);
@@ -71,9 +71,8 @@ pub(super) fn find(file: &mut File) -> io::Result<Option<Vec<u8>>> {
     }
     bytes.truncate(bytes.len() - TAIL);
     let mut contents = Vec::new();
-    let limit = bytes.len() as u64 * RATIO;
     ZlibDecoder::new(&*bytes)
-        .take(limit)
+        .take(CONTENTS)
         .read_to_end(&mut contents)?;
     Ok(Some(contents))
 }

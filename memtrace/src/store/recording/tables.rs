@@ -1,0 +1,215 @@
+//! What is told once for a recording and named by its number afterwards: codes, paths and names of symbols.
+//!
+//! A *code* is an instruction by the module it lies in: `(module, offset)`. The same program lies elsewhere in each
+//! process, and its codes are the same. Where a module lies is told once for each process; module 0 begins at 0 in
+//! all of them and takes what lies in no file. A *path* is the codes of a stack, innermost first, and why there are
+//! no more.
+//!
+//! Writer and reader number alike, and both forget everything at the same row, when [`Fill::is_full`] says so. What
+//! is needed afterwards is told again.
+
+use std::{collections::HashMap, sync::Arc};
+
+use memtrace_common::unwind::End;
+use rustc_hash::FxBuildHasher;
+
+use super::detail::Name;
+use crate::event::Pid;
+
+/// The module of what lies in no file.
+pub(super) const NO_MODULE: u32 = 0;
+
+/// An instruction: its module, and how far behind the module's base its frame's word is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Code {
+    pub(super) module: u32,
+    pub(super) offset: u64,
+}
+
+/// How much was told; the same on both sides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Fill {
+    codes: usize,
+    path_codes: usize,
+    name_bytes: usize,
+    bases: usize,
+}
+
+impl Fill {
+    fn is_full(self) -> bool {
+        self.codes >= 1 << 20
+            || self.path_codes >= 1 << 22
+            || self.name_bytes >= 1 << 25
+            || self.bases >= 1 << 20
+    }
+}
+
+/// Where modules lie, by process.
+#[derive(Debug, Default)]
+struct Bases(HashMap<(Pid, u32), u64, FxBuildHasher>);
+
+impl Bases {
+    fn of(&self, pid: Pid, module: u32) -> Option<u64> {
+        match module {
+            NO_MODULE => Some(0),
+            _ => self.0.get(&(pid, module)).copied(),
+        }
+    }
+}
+
+/// The writer's side: numbers of what was told.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    fill: Fill,
+    codes: HashMap<Code, u32, FxBuildHasher>,
+    bases: Bases,
+    paths: HashMap<Box<[u32]>, u32, FxBuildHasher>,
+    names: HashMap<Box<str>, u32, FxBuildHasher>,
+}
+
+/// A number, and whether it is told for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Number {
+    pub(super) number: u32,
+    pub(super) is_new: bool,
+}
+
+impl Told {
+    /// To be called before each row.
+    pub(super) fn begin_row(&mut self) {
+        if self.fill.is_full() {
+            *self = Self::default();
+        }
+    }
+
+    /// Notes where a module lies; whether that is to be told.
+    pub(super) fn base(&mut self, pid: Pid, module: u32, base: u64) -> bool {
+        let is_new = self.bases.of(pid, module) != Some(base);
+        if is_new {
+            self.bases.0.insert((pid, module), base);
+            self.fill.bases += 1;
+        }
+        is_new
+    }
+
+    pub(super) fn code(&mut self, code: Code) -> Number {
+        let next = self.codes.len() as u32;
+        let number = *self.codes.entry(code).or_insert(next);
+        let is_new = number == next;
+        self.fill.codes += usize::from(is_new);
+        Number { number, is_new }
+    }
+
+    /// The path of codes with the number of its [`End`] behind them.
+    pub(super) fn path(&mut self, codes: &[u32]) -> Number {
+        if let Some(&number) = self.paths.get(codes) {
+            return Number {
+                number,
+                is_new: false,
+            };
+        }
+        let number = self.paths.len() as u32;
+        self.paths.insert(codes.into(), number);
+        self.fill.path_codes += codes.len();
+        Number {
+            number,
+            is_new: true,
+        }
+    }
+
+    pub(super) fn name(&mut self, text: &str) -> Number {
+        if let Some(&number) = self.names.get(text) {
+            return Number {
+                number,
+                is_new: false,
+            };
+        }
+        let number = self.names.len() as u32;
+        self.names.insert(text.into(), number);
+        self.fill.name_bytes += text.len();
+        Number {
+            number,
+            is_new: true,
+        }
+    }
+}
+
+/// The reader's side: what numbers stand for.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    fill: Fill,
+    codes: Vec<Code>,
+    bases: Bases,
+    path_codes: Vec<u32>,
+    /// Where in `path_codes` each path ends, and its own end.
+    paths: Vec<(usize, End)>,
+    /// With the bytes that each took.
+    names: Vec<(Arc<Name>, usize)>,
+}
+
+impl Known {
+    /// To be called before each row.
+    pub(super) fn begin_row(&mut self) {
+        if self.fill.is_full() {
+            *self = Self::default();
+        }
+    }
+
+    pub(super) fn add_base(&mut self, pid: Pid, module: u32, base: u64) {
+        self.bases.0.insert((pid, module), base);
+        self.fill.bases += 1;
+    }
+
+    pub(super) fn add_code(&mut self, code: Code) {
+        self.codes.push(code);
+        self.fill.codes += 1;
+    }
+
+    /// The number of the path that is told next.
+    pub(super) fn next_path(&self) -> u32 {
+        self.paths.len() as u32
+    }
+
+    pub(super) fn add_path(&mut self, codes: &[u32], end: End) {
+        self.path_codes.extend_from_slice(codes);
+        self.paths.push((self.path_codes.len(), end));
+        // The writer counts the end too.
+        self.fill.path_codes += codes.len() + 1;
+    }
+
+    /// The number of the name that is told next.
+    pub(super) fn next_name(&self) -> u32 {
+        self.names.len() as u32
+    }
+
+    pub(super) fn add_name(&mut self, name: Name, bytes: usize) {
+        self.names.push((Arc::new(name), bytes));
+        self.fill.name_bytes += bytes;
+    }
+
+    pub(super) fn name(&self, number: u32) -> Option<(Arc<Name>, usize)> {
+        self.names.get(number as usize).cloned()
+    }
+
+    pub(super) fn code(&self, number: u32) -> Option<Code> {
+        self.codes.get(number as usize).copied()
+    }
+
+    /// The word of a code's frame in a process.
+    pub(super) fn frame(&self, pid: Pid, code: Code) -> Option<u64> {
+        let base = self.bases.of(pid, code.module)?;
+        Some(base.wrapping_add(code.offset))
+    }
+
+    /// The frames of a path in a process, and its end.
+    pub(super) fn path(&self, pid: Pid, number: u32) -> Option<(Box<[u64]>, End)> {
+        let number = number as usize;
+        let &(last, end) = self.paths.get(number)?;
+        let first = number
+            .checked_sub(1)
+            .map_or(0, |before| self.paths[before].0);
+        let codes = self.path_codes[first..last].iter();
+        let frames = codes.map(|&code| self.frame(pid, self.code(code)?));
+        Some((frames.collect::<Option<_>>()?, end))
+    }
+}
