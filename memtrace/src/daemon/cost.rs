@@ -1,12 +1,12 @@
 //! What the daemon costs: its own processor time and memory, and those of its programs in the kernel.
 
-use std::fs;
+use std::{collections::HashSet, fs};
 
 use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike as _,
 };
-use procfs::process::Process;
+use procfs::process::{MMapPath, Process};
 
 /// Readings between two of the kernel side's memory: its maps hardly change.
 const MAPS_TURNS: u32 = 10;
@@ -16,7 +16,7 @@ const MAPS_TURNS: u32 = 10;
 pub struct Cost {
     /// Share of all CPUs' time since the reading before, in percent.
     pub cpu_percent: f64,
-    /// Resident bytes, and those of maps and programs.
+    /// Resident bytes, and those of maps and programs; maps that are mapped count once.
     pub memory: u64,
 }
 
@@ -26,6 +26,7 @@ pub struct Meter {
     /// When, and what had been spent by then, in nanoseconds.
     before: Option<(u64, u64)>,
     kernel_bytes: u64,
+    mapped_bytes: u64,
     turn: u32,
 }
 
@@ -36,6 +37,7 @@ impl Meter {
         let before = self.before.replace((now_ns, spent_ns));
         if self.turn.is_multiple_of(MAPS_TURNS) {
             self.kernel_bytes = kernel_bytes();
+            self.mapped_bytes = mapped_bytes();
         }
         self.turn = self.turn.wrapping_add(1);
         let cpu_percent = match before {
@@ -47,7 +49,9 @@ impl Meter {
         };
         Cost {
             cpu_percent,
-            memory: resident().saturating_add(self.kernel_bytes),
+            memory: resident()
+                .saturating_sub(self.mapped_bytes)
+                .saturating_add(self.kernel_bytes),
         }
     }
 }
@@ -71,7 +75,18 @@ fn resident() -> u64 {
     kib.saturating_mul(1024)
 }
 
-/// Bytes of maps and programs, as /proc/self/fdinfo tells them.
+/// Resident bytes that are maps' own: the ring buffer's data twice, and the unwind rules.
+fn mapped_bytes() -> u64 {
+    let maps = Process::myself().and_then(|process| process.smaps());
+    let of_maps = maps.into_iter().flatten().filter(
+        |map| matches!(&map.pathname, MMapPath::Other(name) if name.starts_with("anon_inode:bpf-map")),
+    );
+    of_maps
+        .filter_map(|map| map.extension.map.get("Rss").copied())
+        .sum()
+}
+
+/// Bytes of maps and programs, as /proc/self/fdinfo tells them. One may have several descriptors.
 fn kernel_bytes() -> u64 {
     let Ok(descriptors) = fs::read_dir("/proc/self/fdinfo") else {
         return 0;
@@ -79,7 +94,19 @@ fn kernel_bytes() -> u64 {
     let texts = descriptors
         .flatten()
         .map(|entry| fs::read_to_string(entry.path()));
-    texts.flatten().filter_map(|text| held(&text)).sum()
+    held_by(texts.flatten())
+}
+
+/// Bytes that the maps and programs of descriptors hold.
+fn held_by(descriptors: impl Iterator<Item = String>) -> u64 {
+    let mut seen = HashSet::new();
+    let once = descriptors.filter(|text| {
+        let id = text
+            .lines()
+            .find(|line| line.starts_with("map_id:") || line.starts_with("prog_id:"));
+        id.is_none_or(|id| seen.insert(id.to_owned()))
+    });
+    once.filter_map(|text| held(&text)).sum()
 }
 
 /// Bytes that one descriptor's map or program holds. Before 6.4 a map is told as if it were full; one whose entries
@@ -119,6 +146,13 @@ mod tests {
         assert_eq!(map("0x1", 28_672), None);
         assert_eq!(map("0x1", 4096), Some(4096));
         assert_eq!(held("pos:\t0\nflags:\t02\n"), None);
+    }
+
+    #[test]
+    fn a_map_with_two_descriptors_is_counted_once() {
+        let of = |id: &str| format!("pos:\t0\nmap_flags:\t0x0\nmemlock:\t4096\n{id}\n");
+        let all = ["map_id:\t7", "map_id:\t7", "map_id:\t8", "prog_id:\t7"].map(of);
+        assert_eq!(held_by(all.into_iter()), 3 * 4096);
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub type Logger = aya_log::EbpfLogger<&'static dyn log::Log>;
 /// One in so many minor faults has its stack taken, on average.
 const FAULT_SAMPLE: u64 = 64;
 
+/// Live blocks of a sample that there is room for.
+const SAMPLED_BLOCKS: u32 = 1 << 20;
+
 /// What is decided when the programs are loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -106,6 +109,8 @@ impl Object {
         } else {
             0
         };
+        // Without a sample it is not used, and its buckets alone would take 16 MiB.
+        let sampled = options.sample_bytes.map_or(1, |_| SAMPLED_BLOCKS);
         let mut ebpf = EbpfLoader::new()
             // No relocation of the programs' needs the kernel's types, which take long to read.
             .btf(None)
@@ -128,6 +133,7 @@ impl Object {
             .map_max_entries("SYSCALL_SLOTS", options.slots)
             .map_max_entries("UNWIND_ROWS", options.unwind_rows)
             .map_max_entries("SCRATCH", cpus.max(1) * SCRATCH_PER_CPU)
+            .map_max_entries("SAMPLED", sampled)
             .load(OBJECT)
             .map_err(load_error)?;
         for (name, program) in ebpf.programs_mut() {

@@ -4,6 +4,7 @@
 //! programs hold and what its programs ran. It traces a cgroup of the bench's own.
 
 use std::{
+    collections::HashMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -39,7 +40,7 @@ pub struct Cost {
     processes: usize,
     /// Processor time of its own and of its programs, in percent of one processor.
     cpu_percent: f64,
-    /// Resident bytes.
+    /// Resident bytes without those of maps, which are mapped too.
     resident: u64,
     /// Bytes of its maps and programs.
     kernel: u64,
@@ -188,16 +189,10 @@ impl Daemon {
         let (before, start) = (spent_ns(pid)?, Instant::now());
         thread::sleep(SPAN);
         let spent = spent_ns(pid)? - before;
-        let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
-        let pages: u64 = statm
-            .split(' ')
-            .nth(1)
-            .and_then(|pages| pages.parse().ok())
-            .context("no resident pages")?;
         Ok(Cost {
             processes,
             cpu_percent: spent as f64 * 100.0 / start.elapsed().as_nanos() as f64,
-            resident: pages * 4096,
+            resident: resident(pid)?,
             kernel: sum(pid, "memlock:")?,
         })
     }
@@ -209,18 +204,44 @@ fn spent_ns(pid: u32) -> Result<u64> {
     Ok(own as u64 + sum(pid, "run_time_ns:")?)
 }
 
-/// The sum of a field over what the process's descriptors are of. A map or program with two counts twice: the daemon
-/// has one of each.
+/// Resident bytes, without those of maps: the ring buffer's data is mapped twice.
+fn resident(pid: u32) -> Result<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("the daemon is gone")?;
+    let (mut bytes, mut of_map) = (0, false);
+    for line in smaps.lines() {
+        if let Some(text) = line.strip_prefix("Rss:") {
+            let kib: u64 = text.trim().trim_end_matches(" kB").parse()?;
+            bytes += if of_map { 0 } else { kib << 10 };
+        } else if line
+            .split(' ')
+            .next()
+            .is_some_and(|word| word.contains('-'))
+        {
+            of_map = line.contains("anon_inode:bpf-map");
+        }
+    }
+    Ok(bytes)
+}
+
+/// The sum of a field over what the process's descriptors are of; one map or program may have several.
 fn sum(pid: u32, field: &str) -> Result<u64> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).context("the daemon is gone")?;
     let texts = descriptors
         .flatten()
         .filter_map(|entry| fs::read_to_string(entry.path()).ok());
-    let value = |text: String| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(field))?;
-        line.trim().parse().ok()
+    let line = |text: &str, field: &str| -> Option<String> {
+        let line = text.lines().find(|line| line.starts_with(field))?;
+        Some(line.to_owned())
     };
-    Ok(texts.filter_map(value).sum())
+    let mut values: HashMap<String, u64> = HashMap::new();
+    for text in texts {
+        let id = line(&text, "map_id:").or_else(|| line(&text, "prog_id:"));
+        let value = line(&text, field).and_then(|line| line[field.len()..].trim().parse().ok());
+        if let (Some(id), Some(value)) = (id, value) {
+            values.insert(id, value);
+        }
+    }
+    Ok(values.into_values().sum())
 }
 
 #[cfg(test)]
