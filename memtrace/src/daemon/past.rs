@@ -71,9 +71,6 @@ fn report(path: &Path, query: &Query) -> Result<Reply, HistoryError> {
     if span.since_ms > span.until_ms {
         return Ok(Reply::error("--since is later than --until"));
     }
-    let mut document = reader.report(span, &query.pids)?;
-    document
-        .processes
-        .retain(|process| query.within.has(&process.cgroup));
+    let document = reader.report(span, &query.pids, |cgroup| query.within.has(cgroup))?;
     Ok(Reply::Report(Box::new(document)))
 }

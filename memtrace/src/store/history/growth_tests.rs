@@ -71,7 +71,11 @@ fn sites_that_grow_are_kept_with_their_stacks_and_their_levels() {
         until_ms: at(until),
     };
     let told = |span| {
-        let process = reader.report(span, &[10]).unwrap().processes.remove(0);
+        let process = reader
+            .report(span, &[10], |_| true)
+            .unwrap()
+            .processes
+            .remove(0);
         let growth = process.growth.clone().unwrap();
         (process, growth)
     };
@@ -94,7 +98,7 @@ fn sites_that_grow_are_kept_with_their_stacks_and_their_levels() {
     let first = &before.sites[0];
     assert_eq!((first.leak_candidate, first.bytes), (false, 30 << 20));
     // Of a time in which nothing was written any more, nothing is told.
-    let later = reader.report(span(30, 40), &[10]).unwrap();
+    let later = reader.report(span(30, 40), &[10], |_| true).unwrap();
     assert!(later.processes[0].growth.is_none());
 }
 

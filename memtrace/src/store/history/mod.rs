@@ -11,6 +11,8 @@ pub mod columns;
 mod error;
 mod growth;
 mod known;
+#[cfg(test)]
+mod many_tests;
 mod open;
 mod query;
 mod retention;

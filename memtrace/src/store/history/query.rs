@@ -26,8 +26,8 @@ pub struct Span {
     pub until_ms: i64,
 }
 
-/// Rows of processes in one report at most: those that ran last.
-const MAX_PROCESSES: i64 = 10_000;
+/// Processes in one report at most.
+const MAX_PROCESSES: usize = 10_000;
 
 /// Points in one process's timeline at most.
 const MAX_POINTS: usize = 512;
@@ -68,10 +68,17 @@ impl Reader {
         Ok(now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// The processes that ran within the span; of these pids alone unless empty. Faults and the timeline are those of
-    /// the span, sizes those at its end. Times are nanoseconds since 1970.
-    pub fn report(&self, span: Span, pids: &[u32]) -> Result<Document, HistoryError> {
-        self.try_report(span, pids)
+    /// The processes that ran within the span; of these pids alone unless empty, and in cgroups that fit. Faults and
+    /// the timeline are those of the span, sizes those at its end. Times are nanoseconds since 1970.
+    ///
+    /// Of more than 10,000 those that run and those that were largest are told, the others are counted as dropped.
+    pub fn report(
+        &self,
+        span: Span,
+        pids: &[u32],
+        fits: impl Fn(&str) -> bool,
+    ) -> Result<Document, HistoryError> {
+        self.try_report(span, pids, fits)
             .map_err(|error| self.failed(error))
     }
 
@@ -82,30 +89,24 @@ impl Reader {
         }
     }
 
-    fn try_report(&self, span: Span, pids: &[u32]) -> rusqlite::Result<Document> {
+    fn try_report(
+        &self,
+        span: Span,
+        pids: &[u32],
+        fits: impl Fn(&str) -> bool,
+    ) -> rusqlite::Result<Document> {
         // One transaction is one state of the database.
         let transaction = self.connection.unchecked_transaction()?;
         let tier = self.tier(span)?;
-        let mut processes = Vec::new();
-        let sql = "SELECT id, pid, parent_pid, start_ms, end_ms, comm, exe, command_line, cgroup, exit_code, \
-                   exit_signal, peak_reserved, peak_committed FROM process \
-                   WHERE start_ms <= ?2 AND (end_ms IS NULL OR end_ms >= ?1) ORDER BY id DESC LIMIT ?3";
-        let mut statement = self.connection.prepare(sql)?;
-        let limits = params![span.since_ms, span.until_ms, MAX_PROCESSES];
-        let mut rows = statement.query(limits)?;
-        while let Some(row) = rows.next()? {
-            let pid: u32 = row.get(1)?;
-            if pids.is_empty() || pids.contains(&pid) {
-                let mut process = process(row)?;
-                self.fill(&mut process, row.get(0)?, tier, span)?;
-                growth::fill(&self.connection, &mut process, row.get(0)?, span)?;
-                processes.push(process);
-            }
+        let (found, omitted) = self.found(span, pids, fits)?;
+        let mut processes = Vec::with_capacity(found.len());
+        for (id, mut process) in found {
+            self.fill(&mut process, id, tier, span)?;
+            growth::fill(&self.connection, &mut process, id, span)?;
+            processes.push(process);
         }
-        processes.reverse();
-        let coverage = self.coverage(span)?;
-        drop(rows);
-        drop(statement);
+        let mut coverage = self.coverage(span)?;
+        coverage.processes_dropped += omitted;
         transaction.finish()?;
         Ok(Document {
             schema: SCHEMA,
@@ -115,6 +116,35 @@ impl Reader {
             coverage,
             processes,
         })
+    }
+
+    /// The processes to tell, by their ids, in the order in which they were met; and how many more there are.
+    fn found(
+        &self,
+        span: Span,
+        pids: &[u32],
+        fits: impl Fn(&str) -> bool,
+    ) -> rusqlite::Result<(Vec<(i64, Process)>, u64)> {
+        let sql = "SELECT id, pid, parent_pid, start_ms, end_ms, comm, exe, command_line, cgroup, exit_code, \
+                   exit_signal, peak_reserved, peak_committed FROM process \
+                   WHERE start_ms <= ?2 AND (end_ms IS NULL OR end_ms >= ?1) \
+                   ORDER BY end_ms IS NULL DESC, peak_committed DESC, id DESC";
+        let mut statement = self.connection.prepare(sql)?;
+        let mut rows = statement.query(params![span.since_ms, span.until_ms])?;
+        let (mut found, mut omitted) = (Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let (pid, cgroup): (u32, String) = (row.get(1)?, row.get(8)?);
+            if !(pids.is_empty() || pids.contains(&pid)) || !fits(&cgroup) {
+                continue;
+            }
+            if found.len() < MAX_PROCESSES {
+                found.push((row.get(0)?, process(row)?));
+            } else {
+                omitted += 1;
+            }
+        }
+        found.sort_unstable_by_key(|&(id, _)| id);
+        Ok((found, omitted))
     }
 
     /// The finest resolution that reaches back to where the span begins; the coarsest where none does.

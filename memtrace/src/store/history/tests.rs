@@ -76,7 +76,7 @@ fn grow(path: &Path, seconds: u64) {
     }
 }
 
-fn ended(pid: u32, second: u64) -> Ended {
+pub(super) fn ended(pid: u32, second: u64) -> Ended {
     Ended {
         row: named(row(pid, second), "short"),
         end_ms: START + 1000 * second as i64 - 500,
@@ -101,7 +101,10 @@ fn a_span_is_told_by_its_own_faults_and_its_last_sizes() {
         since_ms: START + 10_500,
         until_ms: START + 20_500,
     };
-    let document = Reader::open(&path).unwrap().report(span, &[]).unwrap();
+    let document = Reader::open(&path)
+        .unwrap()
+        .report(span, &[], |_| true)
+        .unwrap();
     let [process] = &document.processes[..] else {
         panic!("one process");
     };
@@ -123,7 +126,10 @@ fn a_span_is_told_by_its_own_faults_and_its_last_sizes() {
         process.timeline[0].time_ns,
         (START as u64 + 11_000) * 1_000_000
     );
-    let other = Reader::open(&path).unwrap().report(span, &[11]).unwrap();
+    let other = Reader::open(&path)
+        .unwrap()
+        .report(span, &[11], |_| true)
+        .unwrap();
     assert!(other.processes.is_empty());
 }
 
@@ -148,7 +154,10 @@ fn who_did_not_change_has_a_point_a_minute() {
         since_ms: START + 70_000,
         until_ms: START + 80_000,
     };
-    let document = Reader::open(&path).unwrap().report(span, &[]).unwrap();
+    let document = Reader::open(&path)
+        .unwrap()
+        .report(span, &[], |_| true)
+        .unwrap();
     assert_eq!(document.processes[0].address_space.committed_bytes, 4096);
     assert_eq!(document.processes[0].faults.minor, 0);
 }
@@ -192,7 +201,10 @@ fn a_process_of_one_millisecond_is_there_with_its_end() {
     batch.ended.push(ended(20, 5));
     batch.lost = 4;
     writer.write(&batch).unwrap();
-    let document = Reader::open(&path).unwrap().report(ALWAYS, &[20]).unwrap();
+    let document = Reader::open(&path)
+        .unwrap()
+        .report(ALWAYS, &[20], |_| true)
+        .unwrap();
     let process = &document.processes[0];
     assert_eq!(process.exit.unwrap().code, Some(3));
     assert_eq!(process.end_time_ns, Some((START as u64 + 4500) * 1_000_000));
@@ -300,7 +312,7 @@ fn any_damage_is_moved_aside_or_harmless() {
             .write(&batch(201, vec![named(row(30, 1), "after")]))
             .unwrap();
         let reader = Reader::open(&path).unwrap();
-        match reader.report(ALWAYS, &[30]) {
+        match reader.report(ALWAYS, &[30], |_| true) {
             Ok(document) => assert_eq!(document.processes[0].comm, "after"),
             // Found only where it is read: the next write or start will move it.
             Err(error) => assert!(error.is_damage(), "{error}"),
@@ -321,7 +333,10 @@ fn a_file_of_another_program_is_moved_aside() {
     .unwrap();
     grow(&path, 2);
     assert!(directory.path().join("h.damaged-1").exists());
-    let document = Reader::open(&path).unwrap().report(ALWAYS, &[]).unwrap();
+    let document = Reader::open(&path)
+        .unwrap()
+        .report(ALWAYS, &[], |_| true)
+        .unwrap();
     assert_eq!(document.coverage.lost_by_reason["history_damaged"], 1);
 }
 
@@ -349,7 +364,10 @@ fn a_file_damaged_under_way_is_begun_anew_with_what_runs() {
     }
     writer.verify(START + 3000).unwrap();
     writer.write(&batch(3, vec![row(10, 3)])).unwrap();
-    let document = Reader::open(&path).unwrap().report(ALWAYS, &[10]).unwrap();
+    let document = Reader::open(&path)
+        .unwrap()
+        .report(ALWAYS, &[10], |_| true)
+        .unwrap();
     assert_eq!(document.processes[0].comm, "lives");
 }
 
@@ -457,7 +475,10 @@ fn what_was_left_out_is_told_for_as_long_as_it_lasted() {
             since_ms: START + since * 1000,
             until_ms: START + until * 1000,
         };
-        let document = Reader::open(&path).unwrap().report(span, &[]).unwrap();
+        let document = Reader::open(&path)
+            .unwrap()
+            .report(span, &[], |_| true)
+            .unwrap();
         document.coverage.left_out
     };
     let expected = LeftOut {
@@ -516,7 +537,7 @@ fn a_clock_set_back_leaves_the_last_state_the_last() {
     };
     let reader = Reader::open(&path).unwrap();
     for (since, until) in [(100, 150), (100, 201), (190, 210)] {
-        let document = reader.report(span(since, until), &[10]).unwrap();
+        let document = reader.report(span(since, until), &[10], |_| true).unwrap();
         let [process] = &document.processes[..] else {
             panic!("one process runs");
         };
