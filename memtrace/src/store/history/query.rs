@@ -98,9 +98,13 @@ impl Reader {
         // One transaction is one state of the database.
         let transaction = self.connection.unchecked_transaction()?;
         let tier = self.tier(span)?;
-        let (found, omitted) = self.found(span, pids, fits)?;
-        let mut processes = Vec::with_capacity(found.len());
-        for (id, mut process) in found {
+        let (ids, omitted) = self.found(span, pids, fits)?;
+        let sql = "SELECT id, pid, parent_pid, start_ms, end_ms, comm, exe, command_line, cgroup, exit_code, \
+                   exit_signal, peak_reserved, peak_committed FROM process WHERE id = ?1";
+        let mut statement = self.connection.prepare(sql)?;
+        let mut processes = Vec::with_capacity(ids.len());
+        for id in ids {
+            let mut process = statement.query_row([id], process)?;
             self.fill(&mut process, id, tier, span)?;
             growth::fill(&self.connection, &mut process, id, span)?;
             processes.push(process);
@@ -118,33 +122,33 @@ impl Reader {
         })
     }
 
-    /// The processes to tell, by their ids, in the order in which they were met; and how many more there are.
+    /// The ids of the processes to tell, in the order in which they were met; and how many more there are.
     fn found(
         &self,
         span: Span,
         pids: &[u32],
         fits: impl Fn(&str) -> bool,
-    ) -> rusqlite::Result<(Vec<(i64, Process)>, u64)> {
-        let sql = "SELECT id, pid, parent_pid, start_ms, end_ms, comm, exe, command_line, cgroup, exit_code, \
-                   exit_signal, peak_reserved, peak_committed FROM process \
+    ) -> rusqlite::Result<(Vec<i64>, u64)> {
+        // Only what chooses, since of a month all are sorted.
+        let sql = "SELECT id, pid, cgroup FROM process \
                    WHERE start_ms <= ?2 AND (end_ms IS NULL OR end_ms >= ?1) \
                    ORDER BY end_ms IS NULL DESC, peak_committed DESC, id DESC";
         let mut statement = self.connection.prepare(sql)?;
         let mut rows = statement.query(params![span.since_ms, span.until_ms])?;
-        let (mut found, mut omitted) = (Vec::new(), 0);
+        let (mut ids, mut omitted) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
-            let (pid, cgroup): (u32, String) = (row.get(1)?, row.get(8)?);
+            let (id, pid, cgroup): (i64, u32, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
             if !(pids.is_empty() || pids.contains(&pid)) || !fits(&cgroup) {
                 continue;
             }
-            if found.len() < MAX_PROCESSES {
-                found.push((row.get(0)?, process(row)?));
+            if ids.len() < MAX_PROCESSES {
+                ids.push(id);
             } else {
                 omitted += 1;
             }
         }
-        found.sort_unstable_by_key(|&(id, _)| id);
-        Ok((found, omitted))
+        ids.sort_unstable();
+        Ok((ids, omitted))
     }
 
     /// The finest resolution that reaches back to where the span begins; the coarsest where none does.
