@@ -17,7 +17,7 @@ use super::{
     images::Images,
     packed::{Lists, Names, Planes, Repeated, Step, Zeroed},
     schema::{ACCESS, CALLS, ENDS, FUNCTIONS, Tag, access_bits, call_key, function_key},
-    tables::{Code, Told},
+    tables::{Code, NO_MODULE, Telling, Told},
 };
 use crate::event::{Event, EventKind, Pid, StackId, Symbol, Syscall};
 
@@ -55,9 +55,12 @@ struct State {
 impl State {
     /// The number of a frame's code, which the row tells where that is new.
     fn code(&mut self, pid: Pid, word: u64) -> u32 {
-        let (module, base) = self.images.find(pid, word);
-        if self.told.base(pid, module, base) {
-            self.bases.extend([u64::from(module), base]);
+        let (mut module, mut base) = self.images.find(pid, word);
+        match self.told.base(pid, module, base) {
+            Telling::Known => {}
+            Telling::New => self.bases.extend([u64::from(module), base]),
+            // A file may be mapped twice, with frames in both.
+            Telling::Taken => (module, base) = (NO_MODULE, 0),
         }
         let offset = word.wrapping_sub(base);
         let code = self.told.code(Code { module, offset });

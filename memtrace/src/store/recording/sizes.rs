@@ -159,19 +159,23 @@ impl Tree {
         });
     }
 
+    fn map(&mut self, pid: u32, path: &str, start: u64, offset: u64) {
+        let mapped = FileMapped {
+            start,
+            length: 16 << 20,
+            offset,
+            protection: 5,
+            flags: 2,
+            path: path.into(),
+            build_id: Box::new([7; 20]),
+        };
+        self.push(pid, EventKind::FileMapped(Box::new(mapped)));
+    }
+
     fn process(&mut self, pid: u32) {
         let bases = FILES.map(|_| 0x5000_0000_0000 + (self.random.below(1 << 30) << 12));
         for (path, start) in FILES.iter().zip(bases) {
-            let mapped = FileMapped {
-                start: start + 0x2000,
-                length: 16 << 20,
-                offset: 0x2000,
-                protection: 5,
-                flags: 2,
-                path: (*path).into(),
-                build_id: Box::new([7; 20]),
-            };
-            self.push(pid, EventKind::FileMapped(Box::new(mapped)));
+            self.map(pid, path, start + 0x2000, 0x2000);
         }
         // The same program: the same stacks, from the same calls on.
         let mut calls = Random(77);
@@ -294,4 +298,39 @@ fn what_is_told_once_is_told_again_where_there_is_too_much_of_it() {
         events.push(event(fault));
     }
     record(&directory.path().join("r"), &events);
+}
+
+/// One file twice in a process, as dlmopen and wrappers of libraries have it: frames of both mappings in one stack
+/// come back as they were, whichever was told before.
+#[test]
+fn a_file_that_is_mapped_twice_keeps_the_frames_of_both() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = (0x7f00_0000_0000u64, 0x7f80_0000_0000u64);
+    let mut trace = Tree {
+        random: Random(3),
+        time_ns: 1,
+        events: Vec::new(),
+    };
+    let stack = |id: u64, frames: &[u64]| EventKind::Stack {
+        id,
+        frames: frames.into(),
+        end: End::Start,
+    };
+    for pid in [1, 2] {
+        for start in [first, second] {
+            let start = start + u64::from(pid) * 0x1000_0000;
+            trace.map(pid, "/lib/libc.so.6", start, 0);
+        }
+        let at = |base: u64, offset: u64| base + u64::from(pid) * 0x1000_0000 + offset;
+        let id = u64::from(pid) * 100;
+        // Neither base is told; the first is; the second is.
+        let both = [at(first, 8), at(second, 16), at(first, 24), at(second, 8)];
+        trace.push(pid, stack(id + 1, &both));
+        trace.push(pid, stack(id + 2, &[at(first, 32)]));
+        trace.push(pid, stack(id + 3, &both));
+        trace.fault(pid, 0x1000, at(second, 40));
+        trace.push(pid, stack(id + 4, &both));
+        trace.push(pid, stack(id + 5, &[at(second, 16), at(first, 16)]));
+    }
+    record(&directory.path().join("r"), &trace.events);
 }

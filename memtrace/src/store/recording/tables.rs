@@ -8,7 +8,11 @@
 //! Writer and reader number alike, and both forget everything at the same row, when [`Fill::is_full`] says so. What
 //! is needed afterwards is told again.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    hash::RandomState,
+    sync::Arc,
+};
 
 use memtrace_common::unwind::End;
 use rustc_hash::FxBuildHasher;
@@ -44,25 +48,33 @@ impl Fill {
     }
 }
 
-/// Where modules lie, by process.
-#[derive(Debug, Default)]
-struct Bases(HashMap<(Pid, u32), u64, FxBuildHasher>);
+/// Where a module lies in a process, as the writer has told it.
+#[derive(Debug)]
+struct Base {
+    at: u64,
+    /// The row that last had a frame by it.
+    row: u64,
+}
 
-impl Bases {
-    fn of(&self, pid: Pid, module: u32) -> Option<u64> {
-        match module {
-            NO_MODULE => Some(0),
-            _ => self.0.get(&(pid, module)).copied(),
-        }
-    }
+/// Whether a frame can be told by a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Telling {
+    /// It was told.
+    Known,
+    /// It is to be told in this row.
+    New,
+    /// Frames of this row are by another base of the same module: whoever reads the row has one for all of them.
+    Taken,
 }
 
 /// The writer's side: numbers of what was told.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     fill: Fill,
+    /// Rows begun.
+    row: u64,
     codes: HashMap<Code, u32, FxBuildHasher>,
-    bases: Bases,
+    bases: HashMap<(Pid, u32), Base, FxBuildHasher>,
     paths: HashMap<Box<[u32]>, u32, FxBuildHasher>,
     names: HashMap<Box<str>, u32, FxBuildHasher>,
 }
@@ -80,16 +92,26 @@ impl Told {
         if self.fill.is_full() {
             *self = Self::default();
         }
+        self.row += 1;
     }
 
-    /// Notes where a module lies; whether that is to be told.
-    pub(super) fn base(&mut self, pid: Pid, module: u32, base: u64) -> bool {
-        let is_new = self.bases.of(pid, module) != Some(base);
-        if is_new {
-            self.bases.0.insert((pid, module), base);
-            self.fill.bases += 1;
+    /// Notes that a frame of this row is by a module's base.
+    pub(super) fn base(&mut self, pid: Pid, module: u32, at: u64) -> Telling {
+        if module == NO_MODULE {
+            return Telling::Known;
         }
-        is_new
+        let row = self.row;
+        match self.bases.entry((pid, module)) {
+            Entry::Occupied(mut known) if known.get().at == at => {
+                known.get_mut().row = row;
+                return Telling::Known;
+            }
+            Entry::Occupied(known) if known.get().row == row => return Telling::Taken,
+            Entry::Occupied(mut known) => *known.get_mut() = Base { at, row },
+            Entry::Vacant(free) => drop(free.insert(Base { at, row })),
+        }
+        self.fill.bases += 1;
+        Telling::New
     }
 
     pub(super) fn code(&mut self, code: Code) -> Number {
@@ -139,7 +161,8 @@ impl Told {
 pub(super) struct Known {
     fill: Fill,
     codes: Vec<Code>,
-    bases: Bases,
+    /// Where modules lie. The keys are whatever a file says: hashed so that nobody can make them collide.
+    bases: HashMap<(Pid, u32), u64, RandomState>,
     path_codes: Vec<u32>,
     /// Where in `path_codes` each path ends, and its own end.
     paths: Vec<(usize, End)>,
@@ -156,7 +179,7 @@ impl Known {
     }
 
     pub(super) fn add_base(&mut self, pid: Pid, module: u32, base: u64) {
-        self.bases.0.insert((pid, module), base);
+        self.bases.insert((pid, module), base);
         self.fill.bases += 1;
     }
 
@@ -197,7 +220,10 @@ impl Known {
 
     /// The word of a code's frame in a process.
     pub(super) fn frame(&self, pid: Pid, code: Code) -> Option<u64> {
-        let base = self.bases.of(pid, code.module)?;
+        let base = match code.module {
+            NO_MODULE => 0,
+            module => *self.bases.get(&(pid, module))?,
+        };
         Some(base.wrapping_add(code.offset))
     }
 
