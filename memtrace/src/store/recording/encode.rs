@@ -22,6 +22,9 @@ use super::{
 use crate::event::{Event, EventKind, Pid, StackId, Symbol, Syscall};
 
 /// Numbers of stacks, in the order in which their ids were seen.
+///
+/// None is forgotten: a later event may name the id, and its frames are not told again. That is at most 40 bytes for
+/// each stack that differs, beside its frames, which the model of the same trace keeps.
 #[derive(Default)]
 struct StackNumbers(FxHashMap<StackId, u32>);
 

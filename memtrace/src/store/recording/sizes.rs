@@ -206,10 +206,13 @@ impl Tree {
         }
         seen.sort_unstable();
         seen.dedup();
+        self.fault(pid, heap, bases[0] + 0x2000);
+        let (code, signal) = (Some(0), None);
+        self.push(pid, EventKind::Exit { code, signal });
+        // Frames are named when the process has ended.
         for frame in seen {
             self.symbol(pid, frame, &bases);
         }
-        self.fault(pid, heap, bases[0] + 0x2000);
     }
 
     fn symbol(&mut self, pid: u32, frame: u64, bases: &[u64; 3]) {

@@ -108,7 +108,9 @@ impl Told {
             }
             Entry::Occupied(known) if known.get().row == row => return Telling::Taken,
             Entry::Occupied(mut known) => *known.get_mut() = Base { at, row },
-            Entry::Vacant(free) => drop(free.insert(Base { at, row })),
+            Entry::Vacant(free) => {
+                free.insert(Base { at, row });
+            }
         }
         self.fill.bases += 1;
         Telling::New
