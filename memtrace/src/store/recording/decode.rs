@@ -9,7 +9,8 @@ use arrow_array::{
 use memtrace_common::{heap::Function, record::Call, unwind::End};
 
 use super::{
-    BATCH_VARIABLE_BYTES, EVENT_BYTES, detail,
+    BATCH_VARIABLE_BYTES, EVENT_BYTES,
+    detail::{self, Name},
     schema::{ACCESS, CALLS, ENDS, FUNCTIONS, Tag, access_of, plane},
     tables::{Code, Known},
 };
@@ -382,9 +383,10 @@ impl Rows {
         let state = &mut self.state;
         if number == state.known.next_name() {
             let text = self.detail.value(row);
-            let name = serde_json::from_str(text)
+            let name: Name = serde_json::from_str(text)
                 .map_err(|error| format!("detail of a symbol: {error}"))?;
-            state.known.add_name(name, text.len());
+            let bytes = detail::name_bytes(text, name.functions.len());
+            state.known.add_name(name, bytes);
         }
         let (code, frame) = state.code(pid, self.code.value(row))?;
         let name = state.known.name(number);

@@ -6,7 +6,7 @@
 use memtrace_common::{heap::Function, histogram::BUCKETS, unwind::End};
 use serde::{Deserialize, Serialize};
 
-use super::schema::Tag;
+use super::{EVENT_BYTES, FUNCTION_BYTES, schema::Tag};
 use crate::event::{
     Access, EventKind, FaultTotals, FileMapped, Machine, MemoryTotals, Pid, SmapsRegion, StackId,
     Started, Symbol, SymbolFunction, Syscall,
@@ -281,10 +281,20 @@ boxed! {
     machine: Machine as MachineDetail,
 }
 
-mod functions {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+/// Bytes of a name with so many functions, as limits count them.
+pub(super) fn name_bytes(json: &str, functions: usize) -> usize {
+    json.len() + FUNCTION_BYTES * functions
+}
 
-    use super::{FunctionDetail, SymbolFunction};
+mod functions {
+    use std::fmt;
+
+    use serde::{
+        Deserialize, Deserializer, Serialize, Serializer,
+        de::{Error, SeqAccess, Visitor},
+    };
+
+    use super::{EVENT_BYTES, FUNCTION_BYTES, FunctionDetail, SymbolFunction};
 
     #[derive(Serialize)]
     struct Outgoing<'a>(#[serde(with = "FunctionDetail")] &'a SymbolFunction);
@@ -302,8 +312,28 @@ mod functions {
     pub(super) fn deserialize<'d, D: Deserializer<'d>>(
         from: D,
     ) -> Result<Box<[SymbolFunction]>, D::Error> {
-        let functions = Vec::<Incoming>::deserialize(from)?;
-        Ok(functions.into_iter().map(|incoming| incoming.0).collect())
+        from.deserialize_seq(Functions)
+    }
+
+    struct Functions;
+
+    impl<'d> Visitor<'d> for Functions {
+        type Value = Box<[SymbolFunction]>;
+
+        fn expecting(&self, to: &mut fmt::Formatter) -> fmt::Result {
+            to.write_str("functions")
+        }
+
+        fn visit_seq<A: SeqAccess<'d>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+            let mut functions = Vec::new();
+            while let Some(Incoming(function)) = from.next_element()? {
+                if functions.len() == EVENT_BYTES / FUNCTION_BYTES {
+                    return Err(A::Error::custom("too many functions"));
+                }
+                functions.push(function);
+            }
+            Ok(functions.into())
+        }
     }
 }
 

@@ -57,6 +57,9 @@ const EVENT_BYTES: usize = 64 << 20;
 /// A frame of a stack at most: the number of its code, and the code where it is new, by module and offset.
 const FRAME_BYTES: usize = 20;
 
+/// A function of a name beside its texts: where it is read it takes as much, and its JSON may be 12 bytes.
+const FUNCTION_BYTES: usize = 96;
+
 /// A decompressed batch at most: a full batch, and one event of the largest size on top.
 const DECOMPRESSED_BYTES: usize = 96 << 20;
 

@@ -141,7 +141,8 @@ impl Told {
         }
     }
 
-    pub(super) fn name(&mut self, text: &str) -> Number {
+    /// A name and what it takes, see [`name_bytes`](super::detail::name_bytes).
+    pub(super) fn name(&mut self, text: &str, bytes: usize) -> Number {
         if let Some(&number) = self.names.get(text) {
             return Number {
                 number,
@@ -150,7 +151,7 @@ impl Told {
         }
         let number = self.names.len() as u32;
         self.names.insert(text.into(), number);
-        self.fill.name_bytes += text.len();
+        self.fill.name_bytes += bytes;
         Number {
             number,
             is_new: true,
