@@ -244,9 +244,8 @@ fn start(steps: &mut Steps) {
 fn kill_the_daemon(steps: &mut Steps) {
     let daemon = main_pid();
     kill(Pid::from_raw(daemon.cast_signed()), Signal::SIGKILL).expect("it runs");
-    // systemd waits five seconds before it starts the next one.
     wait_until("something stays attached", || {
-        steps.breakpoints() == 0 && who_has_perf_events().is_empty()
+        !who_has_perf_events().contains(&daemon)
     });
     wait_until("it is not started again", || {
         property("NRestarts") == "1" && is_active()

@@ -6,7 +6,7 @@ use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike as _,
 };
-use procfs::process::{MMapPath, Process};
+use procfs::process::Process;
 
 /// Readings between two of the kernel side's memory: its maps hardly change.
 const MAPS_TURNS: u32 = 10;
@@ -77,13 +77,21 @@ fn resident() -> u64 {
 
 /// Resident bytes that are maps' own: the ring buffer's data twice, and the unwind rules.
 fn mapped_bytes() -> u64 {
-    let maps = Process::myself().and_then(|process| process.smaps());
-    let of_maps = maps.into_iter().flatten().filter(
-        |map| matches!(&map.pathname, MMapPath::Other(name) if name.starts_with("anon_inode:bpf-map")),
-    );
-    of_maps
-        .filter_map(|map| map.extension.map.get("Rss").copied())
-        .sum()
+    of_maps(&fs::read_to_string("/proc/self/smaps").unwrap_or_default())
+}
+
+/// The resident bytes of maps in a text of smaps.
+fn of_maps(smaps: &str) -> u64 {
+    let (mut kib, mut is_map) = (0, false);
+    for line in smaps.lines() {
+        if let Some(text) = line.strip_prefix("Rss:") {
+            let resident = text.trim().trim_end_matches(" kB").parse::<u64>();
+            kib += if is_map { resident.unwrap_or(0) } else { 0 };
+        } else if !line.starts_with(char::is_uppercase) {
+            is_map = line.ends_with("anon_inode:bpf-map");
+        }
+    }
+    kib * 1024
 }
 
 /// Bytes of maps and programs, as /proc/self/fdinfo tells them. One may have several descriptors.
@@ -146,6 +154,20 @@ mod tests {
         assert_eq!(map("0x1", 28_672), None);
         assert_eq!(map("0x1", 4096), Some(4096));
         assert_eq!(held("pos:\t0\nflags:\t02\n"), None);
+    }
+
+    #[test]
+    fn mappings_of_maps_are_told_from_others() {
+        let mapping = |name: &str, kib: u64| {
+            format!(
+                "7f0000000000-7f0000004000 rw-s 00000000 00:0e 1062 {name}\nSize: 16 kB\nRss: {kib} kB\nPss: 1 kB\n"
+            )
+        };
+        let text = mapping("anon_inode:bpf-map", 16) + &mapping("/usr/bin/memtrace", 8);
+        assert_eq!(
+            of_maps(&(text + &mapping("anon_inode:bpf-map", 32))),
+            48 << 10
+        );
     }
 
     #[test]

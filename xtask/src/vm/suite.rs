@@ -55,6 +55,13 @@ const CHOSEN_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// The suite: the tests whose names have one of these in them, `all` for all, none for the usual.
 pub fn job(workspace: &Workspace, tests: &[String], systemd: bool) -> Result<Job> {
+    if !systemd
+        && tests
+            .iter()
+            .any(|name| name.starts_with(OF_SYSTEMD.trim_end_matches(':')))
+    {
+        bail!("{OF_SYSTEMD} runs where systemd does: add --systemd");
+    }
     programs::ensure(workspace)?;
     build::memtrace(workspace, Output::Shown)?;
     let mut words = vec![

@@ -282,6 +282,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         action: "Nothing to do: it takes a tenth of a second at most.",
     },
     Entry {
+        word: "processes_not_told",
+        aliases: &["not told", "10,000"],
+        meaning: "An answer about the past has 10,000 processes at most: those that ran on and those that were largest. The others are in the history.",
+        action: "Ask about a shorter span (--since, --until), or for processes by pid, cgroup or container.",
+    },
+    Entry {
         word: "slot_collision",
         aliases: &["slot"],
         meaning: "Two threads shared the slot of a call in flight: one call was dropped.",

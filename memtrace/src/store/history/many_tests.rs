@@ -1,8 +1,8 @@
 //! More processes than an answer has room for.
 
 use super::{
-    Batch, Reader, Span,
-    tests::{START, batch, ended, named, row, writer},
+    Batch, Reader, Span, Writer,
+    tests::{KEEP, START, batch, ended, named, row, writer},
 };
 
 const SHORT: u32 = 10_500;
@@ -35,10 +35,8 @@ fn who_runs_and_who_was_largest_are_told_and_the_others_are_counted() {
     let pids: Vec<u32> = document.processes.iter().map(|one| one.pid).collect();
     assert_eq!(pids.len(), 10_000);
     assert_eq!(&pids[..2], &[10, 101], "the first ones met");
-    assert_eq!(
-        document.coverage.processes_dropped,
-        u64::from(SHORT) + 1 - 10_000
-    );
+    let omitted = document.coverage.lost_by_reason["processes_not_told"];
+    assert_eq!(omitted, u64::from(SHORT) + 1 - 10_000);
 }
 
 #[test]
@@ -49,8 +47,23 @@ fn who_is_asked_for_is_found_among_any_number() {
         let document = reader.report(SPAN, &[pid], |_| true).unwrap();
         let pids: Vec<u32> = document.processes.iter().map(|one| one.pid).collect();
         assert_eq!(pids, [pid]);
-        assert_eq!(document.coverage.processes_dropped, 0);
+        assert!(document.coverage.lost_by_reason.is_empty());
     }
     let nobody = reader.report(SPAN, &[], |cgroup| cgroup != "/g").unwrap();
     assert!(nobody.processes.is_empty());
+}
+
+#[test]
+fn who_ran_when_a_daemon_ended_is_told_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("h");
+    history(&path);
+    // The next daemon closes what was left open.
+    drop(Writer::open(&path, KEEP, START + 5000).unwrap());
+    let document = Reader::open(&path)
+        .unwrap()
+        .report(SPAN, &[], |_| true)
+        .unwrap();
+    let pids: Vec<u32> = document.processes.iter().map(|one| one.pid).collect();
+    assert_eq!(&pids[..2], &[10, 101]);
 }

@@ -1,6 +1,10 @@
 //! Questions about the past: a report of a span of time, as a document like any other.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    path::{Path, PathBuf},
+};
 
 use rusqlite::{Connection, OptionalExtension as _, Row as Found, params};
 
@@ -28,6 +32,10 @@ pub struct Span {
 
 /// Processes in one report at most.
 const MAX_PROCESSES: usize = 10_000;
+
+/// How much later than a process began or ended its first or last point may be dated, beside the step: that of a
+/// daemon that was held up.
+const MARGIN_MS: i64 = 60_000;
 
 /// Points in one process's timeline at most.
 const MAX_POINTS: usize = 512;
@@ -71,7 +79,8 @@ impl Reader {
     /// The processes that ran within the span; of these pids alone unless empty, and in cgroups that fit. Faults and
     /// the timeline are those of the span, sizes those at its end. Times are nanoseconds since 1970.
     ///
-    /// Of more than 10,000 those that run and those that were largest are told, the others are counted as dropped.
+    /// Of more than 10,000 those that run and those that were largest are told, the others are
+    /// counted as `processes_not_told`.
     pub fn report(
         &self,
         span: Span,
@@ -110,7 +119,10 @@ impl Reader {
             processes.push(process);
         }
         let mut coverage = self.coverage(span)?;
-        coverage.processes_dropped += omitted;
+        if omitted > 0 {
+            let reasons = &mut coverage.lost_by_reason;
+            reasons.insert("processes_not_told".to_owned(), omitted);
+        }
         transaction.finish()?;
         Ok(Document {
             schema: SCHEMA,
@@ -129,24 +141,26 @@ impl Reader {
         pids: &[u32],
         fits: impl Fn(&str) -> bool,
     ) -> rusqlite::Result<(Vec<i64>, u64)> {
-        // Only what chooses, since of a month all are sorted.
-        let sql = "SELECT id, pid, cgroup FROM process \
-                   WHERE start_ms <= ?2 AND (end_ms IS NULL OR end_ms >= ?1) \
-                   ORDER BY end_ms IS NULL DESC, peak_committed DESC, id DESC";
+        // Of a month there may be a million: chosen here, since SQLite would sort them in a file.
+        let sql = "SELECT id, pid, cgroup, peak_committed FROM process \
+                   WHERE start_ms <= ?2 AND (end_ms IS NULL OR end_ms >= ?1)";
         let mut statement = self.connection.prepare(sql)?;
         let mut rows = statement.query(params![span.since_ms, span.until_ms])?;
-        let (mut ids, mut omitted) = (Vec::new(), 0);
+        let (mut chosen, mut omitted) = (BinaryHeap::new(), 0);
         while let Some(row) = rows.next()? {
-            let (id, pid, cgroup): (i64, u32, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let (pid, cgroup): (u32, String) = (row.get(1)?, row.get(2)?);
             if !(pids.is_empty() || pids.contains(&pid)) || !fits(&cgroup) {
                 continue;
             }
-            if ids.len() < MAX_PROCESSES {
-                ids.push(id);
-            } else {
+            // Whoever runs has no peak yet, nor has who ran when a daemon ended.
+            let (id, peak): (i64, Option<i64>) = (row.get(0)?, row.get(3)?);
+            chosen.push(Reverse((peak.unwrap_or(i64::MAX), id)));
+            if chosen.len() > MAX_PROCESSES {
+                chosen.pop();
                 omitted += 1;
             }
         }
+        let mut ids: Vec<i64> = chosen.into_iter().map(|Reverse((_, id))| id).collect();
         ids.sort_unstable();
         Ok((ids, omitted))
     }
@@ -179,7 +193,13 @@ impl Reader {
         let mut statement = self.connection.prepare_cached(&sql)?;
         // A process that does not change is told again within this time.
         let from = span.since_ms.saturating_sub(tier.repeat_ms + tier.step_ms);
-        let mut rows = statement.query(params![from, span.until_ms, id])?;
+        // Points lie in the order of time, and most lives are short.
+        let ms = |ns: u64| i64::try_from(ns / 1_000_000).unwrap_or(i64::MAX);
+        let margin = tier.step_ms + MARGIN_MS;
+        let from = from.max(ms(process.start_time_ns).saturating_sub(margin));
+        let ended = process.end_time_ns.map_or(i64::MAX, ms);
+        let until = span.until_ms.min(ended.saturating_add(margin));
+        let mut rows = statement.query(params![from, until, id])?;
         let (mut before, mut times): (Option<TimelinePoint>, _) = (None, [None; 2]);
         let (mut points, mut histogram, mut peak) = (Vec::new(), Vec::new(), 0);
         while let Some(row) = rows.next()? {

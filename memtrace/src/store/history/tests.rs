@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::FileExt as _, path::Path};
 use super::{Batch, Ended, Identity, Reader, Retention, Row, Span, Writer};
 use crate::report::document::LeftOut;
 
-const KEEP: Retention = Retention {
+pub(super) const KEEP: Retention = Retention {
     keep_ms: [3_600_000, 86_400_000, 30 * 86_400_000],
     bytes: 64 << 20,
 };
