@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use memtrace_tests::child::deadline;
 use memtrace_tests::daemon::{Cgroup, Daemon};
 use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::workload;
@@ -78,7 +79,7 @@ sys.stdin.read(1)";
     daemon.line(python.pid(), |line| line.committed_bytes >= grown);
     daemon.ask(&["mark", "after"]).exited(0);
     // The history is written behind what is answered from.
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = deadline();
     loop {
         let told = daemon.ask(&["diff", "before", "after"]);
         told.exited(0);
