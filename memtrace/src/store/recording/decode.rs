@@ -112,7 +112,7 @@ impl State {
 pub(super) struct Rows {
     row: usize,
     rows: usize,
-    /// Bytes of frames and names that rows have referred to.
+    /// Bytes of frames, names and command lines that rows have referred to.
     referred: usize,
     state: State,
     kind: Named<Tag>,
@@ -289,6 +289,11 @@ impl Rows {
             Tag::Syscall => EventKind::Syscall(Box::new(self.syscall(row)?)),
             Tag::Symbol => self.symbol(row, pid)?,
             Tag::Touch => self.touch(row)?,
+            Tag::CommandLine => {
+                let kind = self.detail(tag, row)?;
+                self.refer(detail::bytes(&kind, self.detail.value(row)))?;
+                kind
+            }
             Tag::SmapsBegin => EventKind::SmapsBegin,
             Tag::SmapsEnd => EventKind::SmapsEnd,
             Tag::ThreadExit => EventKind::ThreadExit,
@@ -301,7 +306,6 @@ impl Rows {
             | Tag::Fork
             | Tag::ThreadStart
             | Tag::Exec
-            | Tag::CommandLine
             | Tag::Rename
             | Tag::Exit
             | Tag::Cgroup

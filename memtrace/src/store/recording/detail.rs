@@ -4,9 +4,9 @@
 //! and not here does not compile. Kinds with columns of their own are skipped.
 
 use memtrace_common::{heap::Function, histogram::BUCKETS, unwind::End};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{EVENT_BYTES, FUNCTION_BYTES, schema::Tag};
+use super::{ARGUMENT_BYTES, FUNCTION_BYTES, bounded, schema::Tag};
 use crate::event::{
     Access, EventKind, FaultTotals, FileMapped, Machine, MemoryTotals, Pid, SmapsRegion, StackId,
     Started, Symbol, SymbolFunction, Syscall,
@@ -101,6 +101,7 @@ enum Detail {
         unfollowed: bool,
     },
     CommandLine {
+        #[serde(deserialize_with = "arguments")]
         arguments: Box<[String]>,
         truncated: bool,
     },
@@ -281,20 +282,24 @@ boxed! {
     machine: Machine as MachineDetail,
 }
 
-/// Bytes of a name with so many functions, as limits count them.
+/// Bytes of an event's `detail`, as limits count them.
+pub(super) fn bytes(kind: &EventKind, json: &str) -> usize {
+    match kind {
+        EventKind::Symbol(symbol) => name_bytes(json, symbol.functions.len()),
+        EventKind::CommandLine { arguments, .. } => json.len() + ARGUMENT_BYTES * arguments.len(),
+        _ => json.len(),
+    }
+}
+
+/// The same of a name with so many functions.
 pub(super) fn name_bytes(json: &str, functions: usize) -> usize {
     json.len() + FUNCTION_BYTES * functions
 }
 
 mod functions {
-    use std::fmt;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use serde::{
-        Deserialize, Deserializer, Serialize, Serializer,
-        de::{Error, SeqAccess, Visitor},
-    };
-
-    use super::{EVENT_BYTES, FUNCTION_BYTES, FunctionDetail, SymbolFunction};
+    use super::{FUNCTION_BYTES, FunctionDetail, SymbolFunction, bounded};
 
     #[derive(Serialize)]
     struct Outgoing<'a>(#[serde(with = "FunctionDetail")] &'a SymbolFunction);
@@ -312,29 +317,13 @@ mod functions {
     pub(super) fn deserialize<'d, D: Deserializer<'d>>(
         from: D,
     ) -> Result<Box<[SymbolFunction]>, D::Error> {
-        from.deserialize_seq(Functions)
+        let functions: Vec<Incoming> = bounded::list(from, FUNCTION_BYTES)?;
+        Ok(functions.into_iter().map(|incoming| incoming.0).collect())
     }
+}
 
-    struct Functions;
-
-    impl<'d> Visitor<'d> for Functions {
-        type Value = Box<[SymbolFunction]>;
-
-        fn expecting(&self, to: &mut fmt::Formatter) -> fmt::Result {
-            to.write_str("functions")
-        }
-
-        fn visit_seq<A: SeqAccess<'d>>(self, mut from: A) -> Result<Self::Value, A::Error> {
-            let mut functions = Vec::new();
-            while let Some(Incoming(function)) = from.next_element()? {
-                if functions.len() == EVENT_BYTES / FUNCTION_BYTES {
-                    return Err(A::Error::custom("too many functions"));
-                }
-                functions.push(function);
-            }
-            Ok(functions.into())
-        }
-    }
+fn arguments<'d, D: Deserializer<'d>>(from: D) -> Result<Box<[String]>, D::Error> {
+    bounded::list(from, ARGUMENT_BYTES).map(Vec::into_boxed_slice)
 }
 
 /// A histogram as its buckets that are not empty: `[[bucket, count], …]`.

@@ -310,9 +310,10 @@ impl Rows {
 
     fn set_detail(&mut self, row: usize, kind: &EventKind, detail: Option<String>) {
         let Some(detail) = detail else { return };
-        self.variable_bytes += detail_bytes(kind, &detail);
+        let bytes = detail::bytes(kind, &detail);
+        self.variable_bytes += bytes;
         if matches!(kind, EventKind::Symbol(_)) {
-            let name = self.state.told.name(&detail, detail_bytes(kind, &detail));
+            let name = self.state.told.name(&detail, bytes);
             self.name.set(row, name.number);
             if !name.is_new {
                 return;
@@ -375,14 +376,6 @@ impl Rows {
         }
         (next..rows).for_each(|_| builder.append_value(""));
         Arc::new(builder.finish())
-    }
-}
-
-/// Bytes of an event's `detail`, as limits count them.
-pub(super) fn detail_bytes(kind: &EventKind, detail: &str) -> usize {
-    match kind {
-        EventKind::Symbol(symbol) => detail::name_bytes(detail, symbol.functions.len()),
-        _ => detail.len(),
     }
 }
 

@@ -17,6 +17,7 @@
 //! Not here: when to flush (the live path knows), and what an event means (the model knows).
 
 mod ahead;
+mod bounded;
 mod decode;
 mod detail;
 mod encode;
@@ -31,6 +32,8 @@ mod tables;
 mod wide;
 mod writer;
 
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod samples;
 #[cfg(test)]
@@ -59,6 +62,9 @@ const FRAME_BYTES: usize = 20;
 
 /// A function of a name beside its texts: where it is read it takes as much, and its JSON may be 12 bytes.
 const FUNCTION_BYTES: usize = 96;
+
+/// An argument of a command line, likewise; its JSON may be 3 bytes.
+const ARGUMENT_BYTES: usize = 56;
 
 /// A decompressed batch at most: a full batch, and one event of the largest size on top.
 const DECOMPRESSED_BYTES: usize = 96 << 20;

@@ -14,8 +14,7 @@ use arrow_ipc::{
 use arrow_schema::{ArrowError, SchemaRef};
 
 use super::{
-    BATCH_ROWS, BATCH_VARIABLE_BYTES, EVENT_BYTES, FRAME_BYTES, WriteError,
-    encode::{Rows, detail_bytes},
+    BATCH_ROWS, BATCH_VARIABLE_BYTES, EVENT_BYTES, FRAME_BYTES, WriteError, detail, encode::Rows,
     frame, schema, summary,
 };
 use crate::event::{Event, EventKind};
@@ -143,7 +142,7 @@ impl Writer {
             (self.rows.detail_of(event)).map_err(|error| self.encode_error(error.to_string()))?;
         let bytes = match &event.kind {
             EventKind::Stack { frames, .. } => FRAME_BYTES * frames.len(),
-            kind => (detail.as_ref()).map_or(0, |detail| detail_bytes(kind, detail)),
+            kind => (detail.as_ref()).map_or(0, |detail| detail::bytes(kind, detail)),
         };
         if bytes > EVENT_BYTES {
             let kind = schema::Tag::of(&event.kind).name();
