@@ -231,12 +231,27 @@ impl Running {
             }
             assert!(
                 Instant::now() < deadline,
-                "{} hangs: {}",
+                "{} hangs in {}: {}",
                 self.name,
+                self.place(),
                 self.so_far()
             );
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Where in the kernel its threads are, and which signals wait.
+    fn place(&self) -> String {
+        let of = |file: &str| {
+            let path = format!("/proc/{}/{file}", self.child.id());
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        let status = of("status");
+        let wanted = ["State", "SigPnd", "ShdPnd", "SigBlk", "SigCgt"];
+        let lines = status
+            .lines()
+            .filter(|line| wanted.iter().any(|name| line.starts_with(name)));
+        format!("{:?} {:?}", of("stack"), lines.collect::<Vec<_>>())
     }
 
     fn raw_pid(&self) -> Pid {
