@@ -227,8 +227,10 @@ fn faults_of_a_command_are_counted_while_cpus_come_and_go() {
     let turns = hotplug.stop();
     let unseen = kernel.checked_sub(seen).expect("no more than there were");
     assert!(turns > 2, "the CPU went {turns} times");
+    // When a CPU goes, a fault that either process is in may be told to nobody: one of each, each time. Events that
+    // died with the CPU would be some thousands of faults.
     assert!(
-        unseen <= at_rest + 4,
+        unseen <= at_rest + 2 * u64::from(turns),
         "{seen} of {kernel} while a CPU went {turns} times, {at_rest} less at rest"
     );
 }
