@@ -258,7 +258,7 @@ pub struct SmapsRegion {
 }
 
 /// The kernel's counters of an address space, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryTotals {
     /// Resident, of files.
     pub file_bytes: u64,

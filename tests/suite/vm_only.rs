@@ -220,17 +220,19 @@ fn faults_of_a_command_are_counted_while_cpus_come_and_go() {
         let seen: u64 = waited.map(|one| one.faults.minor + one.faults.major).sum();
         (seen, kernel)
     };
-    let (seen, kernel) = counts();
-    let at_rest = kernel.checked_sub(seen).expect("no more than there were");
+    // Some more in one run than in another: the most of three.
+    let at_rest = (0..3).map(|_| {
+        let (seen, kernel) = counts();
+        kernel.checked_sub(seen).expect("no more than there were")
+    });
+    let at_rest = at_rest.max().expect("three");
     let hotplug = Hotplug::begin();
     let (seen, kernel) = counts();
     let turns = hotplug.stop();
     let unseen = kernel.checked_sub(seen).expect("no more than there were");
     assert!(turns > 2, "the CPU went {turns} times");
-    // When a CPU goes, a fault that either process is in may be told to nobody: one of each, each time. Events that
-    // died with the CPU would be some thousands of faults.
     assert!(
-        unseen <= at_rest + 2 * u64::from(turns),
+        unseen <= at_rest + 4,
         "{seen} of {kernel} while a CPU went {turns} times, {at_rest} less at rest"
     );
 }

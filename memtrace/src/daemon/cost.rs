@@ -6,7 +6,7 @@ use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike as _,
 };
-use procfs::process::Process;
+use procfs::process::{MMapPath, MemoryMap, MemoryMaps, Process};
 
 /// Readings between two of the kernel side's memory: its maps hardly change.
 const MAPS_TURNS: u32 = 10;
@@ -77,21 +77,15 @@ fn resident() -> u64 {
 
 /// Resident bytes that are maps' own: the ring buffer's data twice, and the unwind rules.
 fn mapped_bytes() -> u64 {
-    of_maps(&fs::read_to_string("/proc/self/smaps").unwrap_or_default())
+    let mappings = Process::myself().and_then(|process| process.smaps());
+    mappings.map_or(0, |mappings| of_maps(&mappings))
 }
 
-/// The resident bytes of maps in a text of smaps.
-fn of_maps(smaps: &str) -> u64 {
-    let (mut kib, mut is_map) = (0, false);
-    for line in smaps.lines() {
-        if let Some(text) = line.strip_prefix("Rss:") {
-            let resident = text.trim().trim_end_matches(" kB").parse::<u64>();
-            kib += if is_map { resident.unwrap_or(0) } else { 0 };
-        } else if !line.starts_with(char::is_uppercase) {
-            is_map = line.ends_with("anon_inode:bpf-map");
-        }
-    }
-    kib * 1024
+/// The resident bytes of BPF maps.
+fn of_maps(mappings: &MemoryMaps) -> u64 {
+    let is_map = |mapping: &&MemoryMap| matches!(&mapping.pathname, MMapPath::Path(path) if path.as_os_str() == "anon_inode:bpf-map");
+    let resident = |mapping: &MemoryMap| mapping.extension.map.get("Rss").copied();
+    mappings.iter().filter(is_map).filter_map(resident).sum()
 }
 
 /// Bytes of maps and programs, as /proc/self/fdinfo tells them. One may have several descriptors.
@@ -139,6 +133,8 @@ fn held(fdinfo: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use procfs::FromRead as _;
+
     use super::*;
 
     #[test]
@@ -163,11 +159,11 @@ mod tests {
                 "7f0000000000-7f0000004000 rw-s 00000000 00:0e 1062 {name}\nSize: 16 kB\nRss: {kib} kB\nPss: 1 kB\n"
             )
         };
-        let text = mapping("anon_inode:bpf-map", 16) + &mapping("/usr/bin/memtrace", 8);
-        assert_eq!(
-            of_maps(&(text + &mapping("anon_inode:bpf-map", 32))),
-            48 << 10
-        );
+        let text = mapping("anon_inode:bpf-map", 16)
+            + &mapping("/usr/bin/memtrace", 8)
+            + &mapping("anon_inode:bpf-map", 32);
+        let mappings = MemoryMaps::from_read(text.as_bytes()).unwrap();
+        assert_eq!(of_maps(&mappings), 48 << 10);
     }
 
     #[test]

@@ -180,19 +180,7 @@ mod tests {
     fn exec_forgets_what_was_mapped_before_it_began_and_keeps_what_it_mapped() {
         let mut modules = Modules::default();
         modules.note(&mapped(1, 0x1000, "/a"));
-        let totals = MemoryTotals {
-            file_bytes: 0,
-            anonymous_bytes: 0,
-            shared_bytes: 0,
-            swapped_bytes: 0,
-            peak_resident_bytes: 0,
-            mapped_bytes: 0,
-            break_start: 0,
-            break_end: 0,
-            stack: 0,
-            approximate: false,
-            last: false,
-        };
+        let totals = MemoryTotals::default();
         modules.note(&at(1, EventKind::Memory(Box::new(totals))));
         modules.note(&mapped(1, 0x2000, "/c"));
         modules.note(&exec(1));

@@ -245,17 +245,8 @@ mod tests {
 
     fn memory() -> EventKind {
         EventKind::Memory(Box::new(MemoryTotals {
-            file_bytes: 0,
-            anonymous_bytes: 0,
-            shared_bytes: 0,
-            swapped_bytes: 0,
-            peak_resident_bytes: 0,
-            mapped_bytes: 0,
-            break_start: 0,
-            break_end: 0,
-            stack: 0,
-            approximate: false,
             last: true,
+            ..MemoryTotals::default()
         }))
     }
 
