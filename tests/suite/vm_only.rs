@@ -5,8 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,10 +16,18 @@ use memtrace_tests::daemon::Daemon;
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::vm::in_vm;
 use memtrace_tests::workload::workload;
-use memtrace_tests::{Traced, trace};
+use memtrace_tests::{Scratch, Traced, trace};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
+
+/// Holds the other tests of this file back: the machine's memory and CPUs are one test's at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    in_vm();
+    // A test that failed leaves nothing behind the lock that could be wrong.
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Compares what is resident and what is swapped out with the process's own smaps.
 fn assert_as_smaps(traced: &Traced, seen: &Value) {
@@ -49,7 +57,7 @@ fn assert_as_smaps(traced: &Traced, seen: &Value) {
 #[test]
 #[ignore = "needs swap: cargo xtask vm"]
 fn pages_that_were_paged_out_are_swapped_and_not_committed() {
-    in_vm();
+    let _alone = alone();
     let program = workload("lazy.c");
     let traced = trace(&[program.as_os_str(), "paged-out".as_ref()]);
     traced.finished.exited(0);
@@ -89,7 +97,7 @@ impl Drop for Limited {
 #[test]
 #[ignore = "needs swap: cargo xtask vm"]
 fn pages_that_a_control_group_has_no_room_for_are_swapped_and_not_committed() {
-    in_vm();
+    let _alone = alone();
     let group = Limited::to(64 * MIB);
     let script = format!(
         "echo $$ > {}/cgroup.procs && exec {} program-break",
@@ -111,9 +119,11 @@ fn pages_that_a_control_group_has_no_room_for_are_swapped_and_not_committed() {
 #[ignore = "traces every process: cargo xtask vm"]
 fn every_process_of_the_machine_is_in_the_history_with_its_faults() {
     const CHILDREN: usize = 200;
-    in_vm();
+    let _alone = alone();
     let daemon = Daemon::everywhere();
-    let children = workload("children.c");
+    // A file of this test's own: others run the same workload meanwhile.
+    let scratch = Scratch::new();
+    let children = scratch.copy(&workload("children.c"), "children", 0o755);
     let mut tree = Command::new(workload("rusage.c"));
     let finished = run(tree.arg(&children).args([&CHILDREN.to_string(), "exec"]));
     finished.exited(0);
@@ -187,9 +197,8 @@ impl Drop for Hotplug {
     }
 }
 
-/// Two processes that fault at a time, on either CPU.
-fn two_that_fault() -> Command {
-    let faults = workload("faults.c");
+/// Two processes of `faults` that fault at a time, on either CPU.
+fn two_that_fault(faults: &Path) -> Command {
     let faults = faults.to_str().expect("a path in UTF-8");
     let mut tree = Command::new(workload("rusage.c"));
     let both = format!(
@@ -202,10 +211,11 @@ fn two_that_fault() -> Command {
 #[test]
 #[ignore = "takes a CPU away: cargo xtask vm"]
 fn faults_of_a_command_are_counted_while_cpus_come_and_go() {
-    in_vm();
+    let _alone = alone();
     // Those without registers have no event, whatever CPUs do: as many as in a machine at rest.
+    let faults = workload("faults.c");
     let counts = || {
-        let tree = two_that_fault();
+        let tree = two_that_fault(&faults);
         let words: Vec<_> = [tree.get_program()]
             .into_iter()
             .chain(tree.get_args())
@@ -240,12 +250,14 @@ fn faults_of_a_command_are_counted_while_cpus_come_and_go() {
 #[test]
 #[ignore = "takes a CPU away: cargo xtask vm"]
 fn the_daemon_follows_cpus_and_says_when_it_could_not() {
-    in_vm();
+    let _alone = alone();
     let daemon = Daemon::everywhere();
-    let faults = workload("faults.c");
+    // A file of this test's own: others run the same workload meanwhile.
+    let scratch = Scratch::new();
+    let faults = scratch.copy(&workload("faults.c"), "faults", 0o755);
     let is_fault = |one: &Process| faults.to_str() == Some(one.exe.as_str());
     let hotplug = Hotplug::begin();
-    let finished = run(&mut two_that_fault());
+    let finished = run(&mut two_that_fault(&faults));
     let turns = hotplug.stop();
     finished.exited(0);
     let objects = finished.objects();
@@ -257,7 +269,8 @@ fn the_daemon_follows_cpus_and_says_when_it_could_not() {
             .sum()
     };
     let first = daemon.ended(8, is_fault);
-    assert!(sum(&first) <= kernel, "no more than there were");
+    let seen = sum(&first);
+    assert!(seen <= kernel, "{seen} of {kernel}");
     let came = |coverage: &memtrace::report::document::Coverage| {
         let lost = &coverage.lost_by_reason;
         lost.get("cpu_came_online").copied().unwrap_or(0)
