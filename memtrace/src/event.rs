@@ -157,6 +157,8 @@ pub struct Machine {
     pub kernel: Box<str>,
     /// Architecture.
     pub arch: Box<str>,
+    /// Anonymous memory gets huge pages unasked (`transparent_hugepage/enabled` is `always`).
+    pub huge_pages: bool,
 }
 
 /// How a fault came about.
@@ -252,9 +254,10 @@ pub struct SmapsRegion {
     pub anonymous_bytes: u64,
     /// Swapped bytes (`Swap`).
     pub swapped_bytes: u64,
-    /// Resident pages as half-open ranges of page numbers (address / 4096), from /proc/PID/pagemap;
-    /// `None` where it could not be read.
-    pub resident_pages: Option<Box<[(u64, u64)]>>,
+    /// Bytes in huge pages, of those that are anonymous (`AnonHugePages`).
+    pub huge_bytes: u64,
+    /// Whether madvise asked for huge pages, or for none; `None` without such advice (`VmFlags`: `hg`, `nh`).
+    pub advised_huge: Option<bool>,
 }
 
 /// The kernel's counters of an address space, in bytes.

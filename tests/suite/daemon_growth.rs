@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use memtrace::report::document::{Document, GrowthSite, Process};
 use memtrace_tests::child::{Running, deadline};
 use memtrace_tests::daemon::Daemon;
+use memtrace_tests::vm::in_vm;
 use memtrace_tests::workload::workload;
 use nix::sys::signal::Signal;
 
@@ -220,4 +221,51 @@ fn over_the_budget_the_sample_is_thinned_and_then_left_out_and_it_is_said() {
             document.coverage.left_out
         );
     }
+}
+
+/// Bytes of a process of the test's own in huge pages.
+fn in_huge_pages(pid: u32) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("it runs");
+    let mut lines = smaps.lines();
+    let line = lines.find_map(|line| line.strip_prefix("AnonHugePages:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.expect("a figure").parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+#[ignore = "the machine must give huge pages unasked: cargo xtask vm"]
+fn huge_pages_that_come_unasked_count_whole() {
+    in_vm();
+    let daemon = Daemon::with(SOON);
+    let mut command = Command::new(workload("chunks.c"));
+    let mut process = daemon.cgroup.start(command.args(["8388608"]));
+    process.stdout_lines(1);
+    let pid = process.pid();
+    let mut answers = 1;
+    let mut touched = || {
+        process.send(b"?");
+        answers += 1;
+        let lines = process.stdout_lines(answers);
+        let line = lines.lines().nth(answers - 1).expect("an answer");
+        let answer: serde_json::Value = serde_json::from_str(line).expect("an object");
+        answer["touched"].as_u64().expect("a number")
+    };
+    let first = until(&daemon, pid, |process| held(process, "touch_chunk").0 > 0);
+    let (before, _) = held(&first, "touch_chunk");
+    let after_first = touched();
+    let enough = after_first + (64 << 20);
+    while touched() < enough {
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let (until_last, last) = (touched(), daemon.process_now(pid));
+    let (now, error) = held(&last, "touch_chunk");
+    let huge = in_huge_pages(pid);
+    assert!(huge > until_last / 4, "{huge} B of {until_last} are huge");
+    // A chunk may be touched between a count and its report.
+    let least = (until_last - after_first) as f64 * 0.95 - 5.0 * error as f64;
+    assert!(
+        (now - before) as f64 >= least,
+        "{now} ± {error} from {before}, of {least}"
+    );
+    assert!(now <= touched() + 5 * error, "{now} ± {error}");
 }

@@ -11,7 +11,7 @@ use crate::event::{Access, FileMapped, MemoryTotals};
 use super::{
     growth::Growth,
     intervals::Intervals,
-    pages::{HUGE_PAGES, Pages},
+    pages::Pages,
     reconcile::Reading,
     region::{
         Huge, Kind, Mapped, OnFork, PAGE, Region, is_allocator, is_file, is_unnamed, page_up, span,
@@ -69,6 +69,8 @@ pub struct AddressSpace {
     pub(super) source: Source,
     /// Faults are not told, so that pages are known by the other sources alone.
     pub(super) sampled: bool,
+    /// Anonymous memory gets huge pages unasked.
+    pub(super) huge_unasked: bool,
     pub(super) swapped: Option<u64>,
     pub(super) peak_reserved: u64,
     pub(super) peak_committed: u64,
@@ -178,18 +180,18 @@ impl AddressSpace {
 
     /// A page was touched first, by one of `faults` faults.
     pub fn touch(&mut self, time_ns: u64, address: u64, site: Option<u32>, faults: u32) {
+        let page = address / PAGE;
         let (kind, huge) = match self.regions.at(address) {
             Some((start, region)) => {
-                let inside = is_inside(huge_range(address / PAGE), &(start..region.end));
-                (region.kind, region.huge == Huge::Advised && inside)
+                let huge = region.may_be_huge(start, page, self.huge_unasked);
+                (region.kind, huge)
             }
             // Told before the call that mapped it.
             None => (Kind::Anonymous, false),
         };
         if kind.is_anonymous() || kind == Kind::Shared {
-            let pages = if huge { HUGE_PAGES } else { 1 };
-            let stands_for = u64::from(faults.max(1)) * pages;
-            self.growth.touch(time_ns, address / PAGE, site, stands_for);
+            let faults = u64::from(faults.max(1));
+            self.growth.touch(time_ns, page, site, faults, huge);
         }
     }
 
@@ -308,12 +310,12 @@ impl AddressSpace {
         region.faults = region.faults.saturating_add(1);
         let (kind, page) = (region.kind, address / PAGE);
         let extent = start..region.end;
+        let huge = region.may_be_huge(start, page, self.huge_unasked);
         let write = access.write.unwrap_or(true);
         if region.huge == Huge::Reserved {
             return kind;
         }
         if kind.is_anonymous() {
-            let huge = region.huge == Huge::Advised && is_inside(huge_range(page), &extent);
             // A read of untouched memory maps the zero page, which is not counted; a read that
             // waited for I/O brought a page back from swap.
             if write || access.major {
@@ -377,16 +379,6 @@ impl AddressSpace {
             self.fill(page..top, &stack);
         }
     }
-}
-
-/// The aligned 2 MiB around a page, as addresses.
-fn huge_range(page: u64) -> Range<u64> {
-    let first = page / HUGE_PAGES * HUGE_PAGES;
-    first * PAGE..(first + HUGE_PAGES) * PAGE
-}
-
-fn is_inside(inner: Range<u64>, outer: &Range<u64>) -> bool {
-    outer.start <= inner.start && inner.end <= outer.end
 }
 
 /// Whether what is mapped at `start` already is the part of `new`, mapped at `new_start`, that lies there.

@@ -340,6 +340,17 @@ mod tests {
         assert_eq!(space.pages.count(), 1);
     }
 
+    /// mremap(2): with an old size of 0 a shared mapping is mapped once more, and the old one stays.
+    #[test]
+    fn a_mapping_that_is_mapped_once_more_stays() {
+        let mut space = anonymous(4);
+        touch(&mut space, 0..4);
+        let (middle, to) = (BASE + 2 * PAGE, BASE + 0x100 * PAGE);
+        space.call(31, &call(Call::Mremap, 30, to, [middle, 0, 2 * PAGE, 1, 0]));
+        assert_eq!(shape(&space), [(0, 4), (0x100, 0x102)]);
+        assert_eq!((space.regions.bytes(), space.pages.count()), (6 * PAGE, 4));
+    }
+
     #[test]
     fn advice_empties_and_fills() {
         let mut space = anonymous(8);
@@ -366,6 +377,18 @@ mod tests {
         assert_eq!(space.pages.count(), 513, "not advised there");
         touch(&mut space, 6..7);
         assert_eq!(space.pages.count(), 3, "a second fault: it was not huge");
+    }
+
+    #[test]
+    fn unasked_huge_pages_come_where_they_were_not_refused() {
+        let mut space = anonymous(1536);
+        space.huge_unasked = true;
+        let refuse = [BASE, 512 * PAGE, MADV_NOHUGEPAGE, 0, 0];
+        space.call(30, &call(Call::Madvise, 29, 0, refuse));
+        touch(&mut space, 5..6);
+        assert_eq!(space.pages.count(), 1);
+        touch(&mut space, 600..601);
+        assert_eq!(space.pages.count(), 513);
     }
 
     #[test]

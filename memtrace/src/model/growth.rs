@@ -17,6 +17,7 @@ use memtrace_common::frame::Frame;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::{
+    pages::HUGE_PAGES,
     region::PAGE,
     trend::{Point, Series, Thresholds, Trend, judge},
 };
@@ -40,6 +41,8 @@ struct Page {
     /// Pages that it stands for.
     stands_for: u64,
     touched_ns: u64,
+    /// It is taken to have brought the huge page around it.
+    huge: bool,
 }
 
 /// What is known of one site.
@@ -150,20 +153,70 @@ impl Growth {
         *self.by_caller.entry(caller).or_insert(stack)
     }
 
-    /// A page was touched that stands for so many.
-    pub fn touch(&mut self, time_ns: u64, page: u64, site: Option<u32>, stands_for: u64) {
+    /// A page was touched first, by one of `faults` faults; `huge`: it may have brought the huge page around it.
+    pub fn touch(
+        &mut self,
+        time_ns: u64,
+        page: u64,
+        site: Option<u32>,
+        faults: u64,
+        may_be_huge: bool,
+    ) {
         // Touched again: it was given back unseen.
         self.remove(page..page + 1);
-        let Some(stands_for) = self.thinned(page ^ time_ns, stands_for) else {
-            return;
-        };
-        let room = self.sites.contains_key(&site) || self.has_room();
-        let page_of = Page {
-            site: site.filter(|_| room),
-            stands_for,
+        let huge = may_be_huge && self.is_first_of_huge(page);
+        let touched = Page {
+            site,
+            stands_for: if huge { faults * HUGE_PAGES } else { faults },
             touched_ns: time_ns,
+            huge,
         };
         self.since_ns.get_or_insert(time_ns);
+        self.put(page, time_ns, touched);
+    }
+
+    /// Whether no other page is known within the huge page around this one. A second fault there proves that the first
+    /// brought a single page.
+    fn is_first_of_huge(&mut self, page: u64) -> bool {
+        let first = page / HUGE_PAGES * HUGE_PAGES;
+        let range = first..first + HUGE_PAGES;
+        let is_first = self.pages.range(range.clone()).next().is_none();
+        self.none_is_huge(range, u64::MAX);
+        is_first
+    }
+
+    /// No page touched before `until_ns` in this range brought a huge page.
+    pub fn none_is_huge(&mut self, pages: Range<u64>, until_ns: u64) {
+        if self.pages.is_empty() || pages.is_empty() {
+            return;
+        }
+        let range = self.pages.range(pages);
+        let wrong: Vec<(u64, Page)> = range
+            .filter(|(_, known)| known.huge && known.touched_ns < until_ns)
+            .map(|(&page, &known)| (page, known))
+            .collect();
+        for (page, known) in wrong {
+            self.take_off(page);
+            let single = Page {
+                stands_for: known.stands_for / HUGE_PAGES,
+                huge: false,
+                ..known
+            };
+            self.put(page, known.touched_ns, single);
+        }
+    }
+
+    /// Takes a page in, which may have to stand for more than it did.
+    fn put(&mut self, page: u64, time_ns: u64, touched: Page) {
+        let Some(stands_for) = self.thinned(page ^ time_ns, touched.stands_for) else {
+            return;
+        };
+        let room = self.sites.contains_key(&touched.site) || self.has_room();
+        let page_of = Page {
+            site: touched.site.filter(|_| room),
+            stands_for,
+            ..touched
+        };
         self.pages.insert(page, page_of);
         let known = self.sites.entry(page_of.site).or_insert_with(|| Site {
             series: Series::begin(time_ns),
@@ -183,18 +236,6 @@ impl Growth {
             return;
         }
         let gone: Vec<u64> = self.pages.range(pages).map(|(&page, _)| page).collect();
-        for page in gone {
-            self.take_off(page);
-        }
-    }
-
-    /// Keeps, of the pages in a range, those that are still resident.
-    pub fn keep(&mut self, pages: Range<u64>, since_ns: u64, resident: impl Fn(u64) -> bool) {
-        // What was touched since then was not there to be seen.
-        let is_gone = |(&page, known): (&u64, &Page)| {
-            (known.touched_ns < since_ns && !resident(page)).then_some(page)
-        };
-        let gone: Vec<u64> = self.pages.range(pages).filter_map(is_gone).collect();
         for page in gone {
             self.take_off(page);
         }
@@ -363,22 +404,35 @@ mod tests {
         let mut growth = Growth::default();
         assert!(growth.uses(&Thresholds::default()).is_none());
         for page in 0..10 {
-            growth.touch(page, 100 + page, Some(1), 1);
-            growth.touch(page, 200 + page, Some(2), 3);
+            growth.touch(page, 100 + page, Some(1), 1, false);
+            growth.touch(page, 200 + page, Some(2), 3, false);
         }
         growth.remove(105..205);
         growth.move_range(205..207, 1000);
         growth.remove(1001..1002);
         assert_eq!(bytes(&growth), [(Some(2), 12, 4), (Some(1), 5, 5)]);
         // Another touches what was given back unseen.
-        growth.touch(20, 100, Some(3), 1);
-        growth.keep(0..104, 15, |page| page > 102);
+        growth.touch(20, 100, Some(3), 1, false);
         assert_eq!(
             bytes(&growth),
-            [(Some(2), 12, 4), (Some(1), 2, 2), (Some(3), 1, 1)]
+            [(Some(2), 12, 4), (Some(1), 4, 4), (Some(3), 1, 1)]
         );
         growth.remove(0..u64::MAX);
         assert_eq!(bytes(&growth), []);
+    }
+
+    #[test]
+    fn a_fault_that_may_have_brought_a_huge_page_counts_for_all_of_it_until_it_did_not() {
+        let mut growth = Growth::default();
+        growth.touch(1, 5, Some(1), 2, true);
+        growth.touch(2, 512, Some(2), 1, true);
+        assert_eq!(bytes(&growth), [(Some(1), 1024, 1), (Some(2), 512, 1)]);
+        growth.touch(3, 6, Some(1), 1, true);
+        assert_eq!(bytes(&growth), [(Some(2), 512, 1), (Some(1), 3, 2)]);
+        growth.none_is_huge(0..2048, 2);
+        assert_eq!(bytes(&growth)[0], (Some(2), 512, 1), "touched afterwards");
+        growth.none_is_huge(0..2048, 3);
+        assert_eq!(bytes(&growth), [(Some(1), 3, 2), (Some(2), 1, 1)]);
     }
 
     #[test]
@@ -386,7 +440,7 @@ mod tests {
         let mut growth = Growth::default();
         let touched = 5 * MAX_PAGES as u64;
         for page in 0..touched {
-            growth.touch(page * 7, page, Some((page % 2) as u32), 1);
+            growth.touch(page * 7, page, Some((page % 2) as u32), 1, false);
         }
         assert!(growth.pages.len() <= MAX_PAGES);
         let uses = growth.uses(&Thresholds::default()).unwrap();
@@ -414,7 +468,7 @@ mod tests {
     fn sites_beyond_the_bound_are_one() {
         let mut growth = Growth::default();
         for page in 0..2 * MAX_SITES as u64 {
-            growth.touch(0, page, Some(page as u32), 1);
+            growth.touch(0, page, Some(page as u32), 1, false);
         }
         let sites = bytes(&growth);
         assert_eq!(sites.len(), MAX_SITES + 1);
@@ -428,12 +482,12 @@ mod tests {
         growth.switch(0, true);
         for second in 0..300u64 {
             for page in 0..5 {
-                growth.touch(second * SECOND, second * 10 + page, Some(1), 1);
+                growth.touch(second * SECOND, second * 10 + page, Some(1), 1, false);
             }
             // A buffer that is mapped anew each time.
             growth.remove(1 << 20..1 << 21);
             for page in 0..500 {
-                growth.touch(second * SECOND, (1 << 20) + page, Some(2), 1);
+                growth.touch(second * SECOND, (1 << 20) + page, Some(2), 1, false);
             }
             growth.tick(second * SECOND, &thresholds);
         }

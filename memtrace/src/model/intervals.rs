@@ -93,6 +93,9 @@ impl Intervals {
         range: Range<u64>,
         which: impl Fn(&Region) -> bool,
     ) -> Vec<Range<u64>> {
+        if range.is_empty() {
+            return Vec::new();
+        }
         let doomed: Vec<Range<u64>> = self
             .overlapping(range.clone())
             .filter(|(_, region)| which(region))

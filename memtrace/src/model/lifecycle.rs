@@ -42,6 +42,7 @@ impl Model {
         let id = self.next_id();
         space.users = 0;
         space.memory.sampled = self.sampled;
+        space.memory.huge_unasked = self.machine.huge_pages;
         self.spaces.insert(id, space);
         id
     }

@@ -11,7 +11,7 @@ use super::{
     address_space::{AddressSpace, Source},
     intervals::Intervals,
     pages::Pages,
-    region::{ADDRESS_LIMIT, Kind, Mapped, OnFork, PAGE, Region, is_unnamed, page_up, span},
+    region::{ADDRESS_LIMIT, Huge, Kind, Mapped, OnFork, PAGE, Region, is_unnamed, page_up, span},
 };
 
 /// An smaps listing that is not complete yet.
@@ -75,13 +75,9 @@ impl AddressSpace {
             }
         }
         self.pages.replace(pages);
-        for line in &reading.regions {
-            // A page that was swapped out was not given back.
-            if line.resident_pages.is_some() && line.swapped_bytes == 0 {
-                let (range, pages) = (line.start / PAGE..line.end / PAGE, &self.pages);
-                self.growth
-                    .keep(range, reading.begun_ns, |page| pages.contains(page));
-            }
+        for line in reading.regions.iter().filter(|line| line.huge_bytes == 0) {
+            let range = line.start / PAGE..line.end / PAGE;
+            self.growth.none_is_huge(range, reading.begun_ns);
         }
         // A page touched meanwhile may lie in a mapping that is gone.
         for gap in self.regions.gaps(0..ADDRESS_LIMIT) {
@@ -110,11 +106,18 @@ fn read_region(
     let mut region = Region::anonymous(range.end, line.protection, begun_ns);
     region.set_shared(line.shared);
     region.kind = Kind::of(Some(&line.path), line.shared);
+    region.huge = match line.advised_huge {
+        None => Huge::Unadvised,
+        Some(false) => Huge::No,
+        Some(true) => Huge::Advised,
+    };
     if let Some((start, old)) = before.at(range.start) {
         if start == range.start && old.end == range.end {
             region.created_ns = old.created_ns.min(begun_ns);
         }
-        region.huge = old.huge;
+        if old.huge == Huge::Reserved {
+            region.huge = Huge::Reserved;
+        }
         region.on_fork = old.on_fork;
         // A thread's stack has no name in /proc.
         if old.kind == Kind::Stack && region.kind == Kind::Anonymous {
@@ -141,23 +144,12 @@ fn read_region(
     region
 }
 
-/// The resident pages of a line. Without pagemap only their number is known, and the first ones stand
-/// for them.
+/// The resident pages of a line: only their number is known, and the first ones stand for them.
 fn note_pages(pages: &mut Pages, range: &Range<u64>, region: &Region, line: &SmapsRegion) {
     let all = range.start / PAGE..range.end / PAGE;
     let first = |bytes: u64| all.start..all.start.saturating_add(bytes / PAGE).min(all.end);
-    match &line.resident_pages {
-        Some(ranges) => {
-            for &(start, end) in ranges.iter() {
-                let part = start.max(all.start)..end.min(all.end);
-                if !part.is_empty() {
-                    pages.insert_range(part);
-                }
-            }
-        }
-        None => pages.insert_range(first(line.resident_bytes)),
-    }
-    if region.is_file_backed() && !region.is_shared() && line.resident_pages.is_none() {
+    pages.insert_range(first(line.resident_bytes));
+    if region.is_file_backed() && !region.is_shared() {
         pages.copy_range(first(line.anonymous_bytes.min(line.resident_bytes)));
     }
 }
@@ -166,6 +158,7 @@ fn note_pages(pages: &mut Pages, range: &Range<u64>, region: &Region, line: &Sma
 mod tests {
     use super::*;
     use crate::event::{Access, FileMapped, Syscall};
+    use crate::model::trend::Thresholds;
     use memtrace_common::record::Call;
 
     const BASE: u64 = 0x7000_0000_0000;
@@ -182,7 +175,8 @@ mod tests {
             resident_bytes: resident * PAGE,
             anonymous_bytes: 0,
             swapped_bytes: PAGE,
-            resident_pages: None,
+            huge_bytes: 0,
+            advised_huge: None,
         }
     }
 
@@ -210,17 +204,38 @@ mod tests {
     fn a_listing_replaces_everything() {
         let mut space = AddressSpace::default();
         space.announce(1, &anonymous(BASE, 4));
-        let mut exact = line(0x1000, 8, 3, "[heap]");
-        exact.resident_pages = Some(Box::new([(1, 2), (4, 6), (100, 200)]));
+        let heap = line(0x1000, 8, 3, "[heap]");
         let mut file = line(0x10_0000, 4, 3, "/lib/a");
         file.anonymous_bytes = PAGE;
-        read(&mut space, 10, &[exact, file]);
+        read(&mut space, 10, &[heap, file]);
         assert_eq!(space.regions.bytes(), 12 * PAGE);
         assert_eq!(space.pages.count(), 6);
         assert_eq!(space.pages.copied_in(0..u64::MAX), 1);
         assert_eq!(space.swapped, Some(2 * PAGE));
         assert_eq!(space.program_break_bytes(), 8 * PAGE);
         assert_eq!(space.source, Source::Smaps);
+    }
+
+    #[test]
+    fn huge_pages_are_those_that_were_asked_for_and_that_are_there() {
+        let mut space = AddressSpace::default();
+        let of_touches = |space: &AddressSpace| {
+            let uses = space.growth.uses(&Thresholds::default());
+            let sites = uses.expect("a sample").sites;
+            sites.iter().map(|one| one.bytes / PAGE).sum::<u64>()
+        };
+        let (mut huge, mut other) = (line(BASE, 512, 512, ""), line(BASE << 1, 512, 512, ""));
+        (huge.huge_bytes, huge.advised_huge) = (512 * PAGE, Some(true));
+        read(&mut space, 10, &[huge.clone(), other.clone()]);
+        space.touch(11, BASE, Some(1), 1);
+        space.touch(11, BASE << 1, Some(1), 1);
+        assert_eq!(of_touches(&space), 513, "one of both is advised");
+        other.advised_huge = Some(true);
+        read(&mut space, 12, &[huge.clone(), other.clone()]);
+        space.touch(13, BASE << 1, Some(1), 1);
+        assert_eq!(of_touches(&space), 1024);
+        read(&mut space, 14, &[huge, other]);
+        assert_eq!(of_touches(&space), 513, "the other has none");
     }
 
     #[test]

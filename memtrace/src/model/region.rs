@@ -2,6 +2,8 @@
 
 use std::{ops::Range, sync::Arc};
 
+use super::pages::HUGE_PAGES;
+
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 
@@ -150,8 +152,10 @@ pub enum OnFork {
 /// Whether the pages of a mapping are huge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Huge {
-    /// No.
+    /// As the machine has it: where it gives them unasked.
     #[default]
+    Unadvised,
+    /// MADV_NOHUGEPAGE: none.
     No,
     /// MADV_HUGEPAGE: where the kernel finds one.
     Advised,
@@ -198,7 +202,7 @@ impl Region {
             offset: 0,
             mapped: None,
             created_ns,
-            huge: Huge::No,
+            huge: Huge::Unadvised,
             on_fork: OnFork::Keep,
             faults: 0,
         }
@@ -223,6 +227,18 @@ impl Region {
             && self.path() == next.path()
             && (!self.is_file_backed()
                 || self.offset.wrapping_add(self.end.wrapping_sub(start)) == next.offset)
+    }
+
+    /// Whether the first fault at a page may map the huge page around it, which lies in the mapping then. `unasked`:
+    /// the machine gives huge pages to anonymous memory without advice.
+    pub fn may_be_huge(&self, start: u64, page: u64, unasked: bool) -> bool {
+        let wanted = match self.huge {
+            Huge::Unadvised => unasked && self.kind.is_anonymous(),
+            Huge::Advised => true,
+            Huge::No | Huge::Reserved => false,
+        };
+        let first = page / HUGE_PAGES * HUGE_PAGES;
+        wanted && start <= first * PAGE && (first + HUGE_PAGES) * PAGE <= self.end
     }
 
     /// MAP_SHARED rather than MAP_PRIVATE.

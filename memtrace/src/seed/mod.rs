@@ -4,6 +4,7 @@
 pub mod container;
 
 use std::{
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -13,7 +14,7 @@ use nix::{
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime},
 };
-use procfs::process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process};
+use procfs::process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process, VmFlags};
 
 use crate::event::{Event, EventKind, MemoryTotals, Pid, SmapsRegion, Started};
 
@@ -28,7 +29,7 @@ pub fn now_ns() -> u64 {
 pub fn in_initial_pid_namespace() -> bool {
     /// `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
     const INITIAL: u64 = 0xEFFF_FFFC;
-    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
 }
 
 /// The process that a thread belongs to; `None` when it is gone.
@@ -240,8 +241,25 @@ fn region(map: &MemoryMap) -> SmapsRegion {
         resident_bytes: bytes("Rss"),
         anonymous_bytes: bytes("Anonymous"),
         swapped_bytes: bytes("Swap"),
-        resident_pages: None,
+        huge_bytes: bytes("AnonHugePages"),
+        advised_huge: advised_huge(map.extension.vm_flags),
     }
+}
+
+fn advised_huge(flags: VmFlags) -> Option<bool> {
+    (flags.intersects(VmFlags::HG | VmFlags::NH)).then_some(flags.contains(VmFlags::HG))
+}
+
+/// Whether anonymous memory of the machine gets huge pages of 2 MiB unasked
+/// (Documentation/admin-guide/mm/transhuge.rst; by size since 6.8).
+pub fn huge_pages_unasked() -> bool {
+    const DIRECTORY: &str = "/sys/kernel/mm/transparent_hugepage";
+    let is = |file: &str, word: &str| {
+        fs::read_to_string(Path::new(DIRECTORY).join(file)).is_ok_and(|text| text.contains(word))
+    };
+    let of_size = "hugepages-2048kB/enabled";
+    let own = ["[always]", "[madvise]", "[never]"].map(|word| is(of_size, word));
+    own[0] || (own == [false; 3] && is("enabled", "[always]"))
 }
 
 fn path(path: &MMapPath) -> Box<str> {

@@ -556,6 +556,7 @@ fn machine() -> Event {
         memtrace: env!("CARGO_PKG_VERSION").into(),
         kernel: text(uname.as_ref().map(nix::sys::utsname::UtsName::release)),
         arch: text(uname.as_ref().map(nix::sys::utsname::UtsName::machine)),
+        huge_pages: seed::huge_pages_unasked(),
     }));
     Event {
         time_ns: seed::now_ns(),

@@ -24,6 +24,7 @@ const USUAL: &[&str] = &[
     "attach::killing_memtrace_leaves_the_target_running_and_the_next_one_cleans_up",
     "attach::mappings_and_residency_from_before_are_in_the_report",
     "daemon_containers::each_container_is_named_and_found",
+    "daemon_growth::huge_pages_that_come_unasked_count_whole",
     "fault_stacks::a_fault_in_the_kernel_has_the_kernels_frames_and_the_programs",
     "faults::a_file_whose_pages_were_dropped_gives_major_faults",
     "faults::faults_taken_in_kernel_mode_are_counted_as_such",

@@ -300,6 +300,14 @@ mod tests {
             );
             assert!(lines[23].contains("Esc back"), "{}", lines[23]);
         }
+        press(&mut screen, &[KeyCode::Char('g')]);
+        let lines = shown(&mut screen, (80, 24));
+        assert_eq!(lines[0], "memtrace top  name-9 (pid 9)  growth");
+        assert_eq!(
+            lines[1],
+            "1 process not sampled: the daemon samples those that grow."
+        );
+        assert!(lines[23].ends_with("Esc back  q quit"), "{}", lines[23]);
         press(&mut screen, &[KeyCode::Esc]);
         assert!(shown(&mut screen, (80, 24))[2].contains("name-9"));
     }

@@ -19,10 +19,11 @@ pub const SORTS: [(char, Sort, &str); 6] = [
 ];
 
 /// Views of one process: key, report and name.
-pub const VIEWS: [(char, &str, &str); 3] = [
+pub const VIEWS: [(char, &str, &str); 4] = [
     ('t', "timeline", "timeline"),
     ('m', "layout", "mappings"),
     ('s', "leaks", "sites"),
+    ('g', "growth", "growth"),
 ];
 
 /// Everything that the terminal shows.

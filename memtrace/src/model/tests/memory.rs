@@ -26,7 +26,8 @@ fn smaps_seeds_a_running_process() {
         resident_bytes: 2 * PAGE,
         anonymous_bytes: 2 * PAGE,
         swapped_bytes: 0,
-        resident_pages: Some(Box::new([(BASE / PAGE, BASE / PAGE + 2)])),
+        huge_bytes: 0,
+        advised_huge: None,
     };
     trace.event(6, 10, EventKind::Smaps(Box::new(region)));
     trace.event(6, 10, EventKind::SmapsEnd);

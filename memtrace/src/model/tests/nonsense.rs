@@ -87,8 +87,8 @@ fn nonsense_cannot_break_it() {
                         resident_bytes: size,
                         anonymous_bytes: size,
                         swapped_bytes: size,
-                        resident_pages: (random(2) == 0)
-                            .then(|| Box::from([(first / PAGE, second / PAGE)])),
+                        huge_bytes: size * random(2),
+                        advised_huge: [None, Some(false), Some(true)][random(3) as usize],
                     };
                     trace.event(time, pid, EventKind::Smaps(Box::new(region)));
                     if random(4) == 0 {

@@ -188,7 +188,8 @@ struct SmapsDetail {
     resident_bytes: u64,
     anonymous_bytes: u64,
     swapped_bytes: u64,
-    resident_pages: Option<Box<[(u64, u64)]>>,
+    huge_bytes: u64,
+    advised_huge: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -253,6 +254,7 @@ struct MachineDetail {
     memtrace: Box<str>,
     kernel: Box<str>,
     arch: Box<str>,
+    huge_pages: bool,
 }
 
 /// serde's `with` for a boxed payload.

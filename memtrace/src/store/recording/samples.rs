@@ -181,23 +181,20 @@ fn memory() -> Vec<EventKind> {
         build_id: Box::new([0, 0xAB, 0xFF]),
     })));
     kinds.push(EventKind::SmapsBegin);
-    for resident_pages in [
-        None,
-        Some(Box::from([])),
-        Some(Box::from([(1, 2), (5, u64::MAX)])),
-    ] {
+    for advised_huge in [None, Some(false), Some(true)] {
         kinds.push(EventKind::Smaps(Box::new(SmapsRegion {
             start: 4096,
             end: u64::MAX,
             protection: 3,
-            shared: resident_pages.is_none(),
+            shared: advised_huge.is_none(),
             offset: 1,
             path: "[heap]".into(),
             inode: 2,
             resident_bytes: 3,
             anonymous_bytes: 4,
             swapped_bytes: 5,
-            resident_pages,
+            huge_bytes: 6,
+            advised_huge,
         })));
     }
     kinds.push(EventKind::SmapsEnd);
@@ -298,6 +295,7 @@ fn rest() -> Vec<EventKind> {
             memtrace: "0.1.0".into(),
             kernel: "6.8.0".into(),
             arch: "x86_64".into(),
+            huge_pages: true,
         })),
         EventKind::End,
     ]
