@@ -1,17 +1,19 @@
 //! Trees of processes, however short they live.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::PermissionsExt as _,
     time::{Duration, Instant},
 };
 
 use memtrace::report::document::Process;
-use memtrace_tests::binary::heap;
+use memtrace_tests::binary::{heap, read};
 use memtrace_tests::child::deadline;
 use memtrace_tests::expect::number;
 use memtrace_tests::workload::{build, workload};
 use memtrace_tests::{Running, Scratch, Traced, memtrace, trace, trace_with};
+use nix::sys::signal::Signal;
 
 fn text(path: &std::path::Path) -> String {
     path.to_str().expect("a path in UTF-8").to_owned()
@@ -174,6 +176,31 @@ fn assert_each_has_its_own(traced: &Traced, parent: u64) {
             child.pid
         );
     }
+}
+
+/// Of a memtrace that was held up the ticks come one upon the other, with much unread between them.
+#[test]
+fn ends_that_wait_in_the_buffer_are_not_taken_for_lost() {
+    let program = workload("children.c");
+    let name = program.file_name().and_then(OsStr::to_str).expect("a name");
+    let children = text(&program);
+    let script = format!(
+        "echo here; read go; for each in 1 2 3 4 5 6 7 8; do {children} 50 exec & done; wait; sleep 3; echo over; sleep 2"
+    );
+    let scratch = Scratch::new();
+    let report = scratch.path("report.json");
+    let mut command = memtrace(&["run", "--no-heap", "--format", "json", "--report-file"]);
+    command.arg(&report).args(["--", "sh", "-c", &script]);
+    let mut run = Running::start(&mut command);
+    run.stdout_has("here");
+    run.signal(Signal::SIGSTOP);
+    run.send(b"go\n");
+    run.stdout_has("over");
+    run.signal(Signal::SIGCONT);
+    let traced = read(run.finish(), &report);
+    traced.finished.exited(0);
+    traced.nothing_lost();
+    assert_eq!(traced.running(name).len(), 8 * 51);
 }
 
 #[test]

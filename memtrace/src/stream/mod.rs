@@ -41,6 +41,8 @@ pub struct Stream {
     counts: Option<Counts>,
     /// The last drain left nothing behind.
     emptied: bool,
+    /// One did since [`Stream::caught_up`] was asked.
+    caught_up: bool,
     batch: Vec<Decoded>,
     side: Vec<Event>,
 }
@@ -59,6 +61,7 @@ impl Stream {
             unwinder,
             counts: None,
             emptied: false,
+            caught_up: false,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
         }
@@ -123,6 +126,11 @@ impl Stream {
         self.unwinder.leave_growth(pid);
     }
 
+    /// Whether the buffer was found empty since this was asked last: what was written before then was read.
+    pub fn caught_up(&mut self) -> bool {
+        std::mem::take(&mut self.caught_up)
+    }
+
     /// Adds the end of a process that was found gone without its end being told.
     pub fn push_end(&mut self, pid: Pid, time_ns: u64) {
         self.starts.remove(&pid);
@@ -173,6 +181,7 @@ impl Stream {
             }
         }
         self.emptied = batch.len() < BATCH;
+        self.caught_up |= self.emptied;
         // Read after the ring: a mapping's record is written before its system call returns.
         let lost = sideband.drain(&mut self.side) + std::mem::take(&mut self.unread_mappings);
         for event in self.side.drain(..) {

@@ -206,8 +206,9 @@ impl Session {
     /// Once a second: counts of what was lost, fault totals, and the recording out to the disk.
     ///
     /// A process whose end was not told (its record was lost, or it ended while it was attached to) is found out
-    /// here, the second time it is missed: its end may be in the buffer still.
+    /// here, the second time it is missed, once the buffer was found empty in between: its end may be in there still.
     pub fn tick(&mut self) {
+        let caught_up = self.stream.caught_up();
         self.follow_cpus();
         let gone: HashSet<Pid> = if self.area.is_some() {
             self.deliver_held();
@@ -217,7 +218,7 @@ impl Session {
             let running = self.stream.running();
             running.filter(|&pid| !seed::is_alive(pid)).collect()
         };
-        for &pid in gone.intersection(&self.missed) {
+        for &pid in gone.intersection(&self.missed).filter(|_| caught_up) {
             self.stream.push_end(pid, seed::now_ns());
         }
         self.missed = gone;
