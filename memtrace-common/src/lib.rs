@@ -14,6 +14,7 @@ pub mod heap;
 pub mod histogram;
 pub mod python;
 pub mod record;
+pub mod run_time;
 pub mod sampling;
 pub mod target;
 pub mod unwind;
@@ -21,7 +22,7 @@ pub mod unwind;
 /// aya lets only plain data into maps; these are: `repr(C)`, integers throughout, no padding.
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{code_file, growth, heap, histogram, target, unwind};
+    use crate::{code_file, growth, heap, histogram, run_time, target, unwind};
 
     // SAFETY: repr(C), integer fields, no padding, every bit pattern valid.
     unsafe impl aya::Pod for target::Target {}
@@ -37,6 +38,8 @@ mod pod {
     unsafe impl aya::Pod for growth::Growing {}
     // SAFETY: as above.
     unsafe impl aya::Pod for heap::Point {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for run_time::RunTime {}
     // SAFETY: as above.
     unsafe impl aya::Pod for unwind::CodeSpace {}
     // SAFETY: as above.

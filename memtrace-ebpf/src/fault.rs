@@ -22,6 +22,7 @@ use crate::{
     emit::{Urgency, add, count, emit, header_of},
     fault_stack, fault_window, floor,
     process::{field, offsets},
+    run_time::{Hook, measured},
     slot,
     target::{self, HISTOGRAMS},
 };
@@ -66,13 +67,13 @@ const ERROR_INSTRUCTION: u64 = 16;
 /// `exceptions:page_fault_user(address, regs, error_code)`.
 #[raw_tracepoint]
 pub fn fault_start_user(ctx: RawTracePointContext) -> i32 {
-    start(&ctx, 0)
+    measured(Hook::Kernel, || start(&ctx, 0))
 }
 
 /// `exceptions:page_fault_kernel`: copy_to_user into fresh pages commits memory too.
 #[raw_tracepoint]
 pub fn fault_start_kernel(ctx: RawTracePointContext) -> i32 {
-    start(&ctx, FAULT_KERNEL)
+    measured(Hook::Kernel, || start(&ctx, FAULT_KERNEL))
 }
 
 #[inline(always)]
@@ -203,13 +204,13 @@ pub fn remember(target: &Target, address: u64, in_kernel: bool) {
 /// PERF_COUNT_SW_PAGE_FAULTS_MIN.
 #[perf_event]
 pub fn fault_end_minor(ctx: PerfEventContext) -> u32 {
-    end(&ctx, 0)
+    measured(Hook::Kernel, || end(&ctx, 0))
 }
 
 /// PERF_COUNT_SW_PAGE_FAULTS_MAJ.
 #[perf_event]
 pub fn fault_end_major(ctx: PerfEventContext) -> u32 {
-    end(&ctx, FAULT_MAJOR)
+    measured(Hook::Kernel, || end(&ctx, FAULT_MAJOR))
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ use crate::{
     emit::add,
     fault,
     process::{field, live_threads, offsets},
+    run_time::{Hook, measured},
     target::{self, HISTOGRAMS},
 };
 
@@ -29,13 +30,18 @@ pub fn is_on() -> bool {
 /// PERF_COUNT_SW_PAGE_FAULTS: before the fault is handled.
 #[perf_event]
 pub fn fault_window_start(ctx: PerfEventContext) -> u32 {
+    measured(Hook::Kernel, || window_start(&ctx));
+    0
+}
+
+#[inline(always)]
+fn window_start(ctx: &PerfEventContext) {
     let Some((_, target)) = target::current_or_met() else {
-        return 0;
+        return;
     };
     // SAFETY: the context is valid while the program runs.
     let (address, cs) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs) };
     fault::remember(&target, address, cs & 3 == 0);
-    0
 }
 
 /// What the current thread, and the threads of its process that have ended, had when tracing of it began. The other

@@ -20,6 +20,7 @@ use memtrace_common::{
 use crate::{
     emit::{Urgency, emit, header_of},
     fault, fault_stack,
+    run_time::{Hook, measured},
 };
 
 /// The processes that grow, and how they are sampled. Children inherit the events and are
@@ -30,30 +31,35 @@ static GROWING: HashMap<u32, Growing> = HashMap::with_max_entries(1024, BPF_F_NO
 /// PERF_COUNT_SW_PAGE_FAULTS_MIN: a fault that waits for I/O brings back what was touched before.
 #[perf_event]
 pub fn fault_touch(ctx: PerfEventContext) -> u32 {
+    measured(Hook::Kernel, || touch(&ctx));
+    0
+}
+
+#[inline(always)]
+fn touch(ctx: &PerfEventContext) {
     let ids = bpf_get_current_pid_tgid();
     // SAFETY: the value is copied at once.
     let Some(&Growing { one_in, stands_for }) = (unsafe { GROWING.get(&((ids >> 32) as u32)) })
     else {
-        return 0;
+        return;
     };
     // SAFETY: the helper takes no argument.
     let random = u64::from(unsafe { bpf_get_prandom_u32() });
     if (random * u64::from(one_in)) >> 32 != 0 {
-        return 0;
+        return;
     }
     // SAFETY: the context is valid while the program runs.
     let (address, cs) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs) };
     // The page was there before: it is copied, or may be written now.
     if fault::told_at_start(ids as u32, address) & FAULT_PROTECTION != 0 {
-        return 0;
+        return;
     }
     let mut header = header_of(Kind::Touch, ids);
     header.extra = stands_for;
     let record = Touch {
         header,
         address,
-        stack: fault_stack::take(&ctx, cs & 3 == 0),
+        stack: fault_stack::take(ctx, cs & 3 == 0),
     };
     emit(record, Counter::LostTouch, Urgency::Usual);
-    0
 }

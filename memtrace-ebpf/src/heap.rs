@@ -26,6 +26,7 @@ use crate::{
     emit::{Urgency, count, emit, header_of},
     floor,
     process::{current_mm, field, offsets},
+    run_time::{Hook, measured},
     sample, slot, stack, target,
 };
 
@@ -119,28 +120,33 @@ fn trampoline() -> Option<u64> {
 /// Entry of a function that allocates or frees.
 #[uprobe]
 pub fn heap_enter(ctx: ProbeContext) -> u32 {
+    measured(Hook::User, || enter(&ctx));
+    0
+}
+
+#[inline(always)]
+fn enter(ctx: &ProbeContext) {
     let Some(call) = Call::enter(ctx.as_ptr()) else {
-        return 0;
+        return;
     };
     if call.point.function == Function::Free as u32 {
         call.free();
     } else {
         call.begin();
     }
-    0
 }
 
 /// Return of a function that allocates, through the return trampoline: the return address is off the stack.
 #[uretprobe]
 pub fn heap_return(ctx: RetProbeContext) -> u32 {
-    finish(ctx.as_ptr(), 8);
+    measured(Hook::User, || finish(ctx.as_ptr(), 8));
     0
 }
 
 /// The `ret` instruction of a function that may throw: the return address is still on the stack.
 #[uprobe]
 pub fn heap_return_instruction(ctx: ProbeContext) -> u32 {
-    finish(ctx.as_ptr(), 0);
+    measured(Hook::User, || finish(ctx.as_ptr(), 0));
     0
 }
 

@@ -5,7 +5,7 @@
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
 //! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `fault_window`, `growth`, `residency`, `heap`, `sample`,
-//! `stack`, `unwind`, `mapped`, `python`; and `floor`, for measuring.
+//! `stack`, `unwind`, `mapped`, `python`; and `floor` and `run_time`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -29,6 +29,7 @@ mod mapped;
 mod process;
 mod python;
 mod residency;
+mod run_time;
 mod sample;
 mod slot;
 mod stack;

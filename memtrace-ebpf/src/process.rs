@@ -19,7 +19,9 @@ use memtrace_common::{
 
 use crate::{
     emit::{Urgency, emit, emit_copy, header},
-    fault, fault_window, heap, residency, target, unwind,
+    fault, fault_window, heap, residency,
+    run_time::{Hook, measured},
+    target, unwind,
 };
 
 /// Offsets into the kernel's structures, from BTF.
@@ -48,12 +50,18 @@ pub fn field<T>(base: u64, offset: u32) -> Option<T> {
 /// `task:task_newtask(task, clone_flags)`, at the end of copy_process() in the parent, before the child runs.
 #[raw_tracepoint]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || fork(&ctx));
+    0
+}
+
+#[inline(always)]
+fn fork(ctx: &RawTracePointContext) {
     let Some((parent_pid, parent)) = target::current_or_met() else {
-        return 0;
+        return;
     };
     let (task, clone_flags): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     let Some(child) = field::<u32>(task, offsets().task_pid) else {
-        return 0;
+        return;
     };
     let comm = field(task, offsets().task_comm).unwrap_or_default();
     let mut header = header(Kind::Fork);
@@ -61,7 +69,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     if clone_flags & CLONE_THREAD == 0 {
         // Nothing else would ever be told of a child that is not followed, its end neither.
         if parent.flags & FOLLOW == 0 {
-            return 0;
+            return;
         }
         let child_target = Target {
             start_ns: header.time_ns,
@@ -70,10 +78,10 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         };
         if !target::follow(child, child_target) {
             warn!(
-                &ctx,
+                ctx,
                 "process {} is not followed: the table of traced processes is full", child
             );
-            return 0;
+            return;
         }
         unwind::inherit(parent_pid, child);
     }
@@ -86,12 +94,17 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         Counter::LostProcess,
         Urgency::Usual,
     );
-    0
 }
 
 /// `sched:sched_process_exec(task, old_pid, bprm)`: the program is loaded and about to run.
 #[raw_tracepoint]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || exec(&ctx));
+    0
+}
+
+#[inline(always)]
+fn exec(ctx: &RawTracePointContext) {
     // Where another thread than the leader called execve, it has the leader's id from here on (de_thread(), fs/exec.c).
     let before: u32 = ctx.arg(1);
     heap::forget(before);
@@ -99,10 +112,10 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     // It may be one that is not followed any more.
     fault::forget(bpf_get_current_pid_tgid() as u32);
     let Some((pid, _)) = target::current_or_met() else {
-        return 0;
+        return;
     };
     let Some(scratch) = EXECS.get_ptr_mut(0) else {
-        return 0;
+        return;
     };
     target::unmark(pid, INHERITED_HEAP);
     // SAFETY: raw tracepoint programs run with preemption disabled, so the scratch of this CPU is ours.
@@ -125,14 +138,13 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     emit_copy(record, Counter::LostProcess, Urgency::Awaited);
     residency::emit_totals(0);
     let Some(scratch) = ARGUMENTS.get_ptr_mut(0) else {
-        return 0;
+        return;
     };
     // SAFETY: as above.
     let record = unsafe { &mut *scratch };
     if read_arguments(record).is_some() {
         emit_copy(record, Counter::LostProcess, Urgency::Usual);
     }
-    0
 }
 
 /// Whether the kernel took away the events of the current process: it does so for a program that is not
@@ -190,12 +202,18 @@ pub fn live_threads() -> Option<i32> {
 /// `sched:sched_process_exit`, in the thread that ends.
 #[raw_tracepoint]
 pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || exit(&ctx));
+    0
+}
+
+#[inline(always)]
+fn exit(ctx: &RawTracePointContext) {
     // Before the filter: of two last threads, one may find the process gone from the table.
     let tid = bpf_get_current_pid_tgid() as u32;
     heap::forget(tid);
     fault::forget(tid);
     let Some((pid, target)) = target::current() else {
-        return 0;
+        return;
     };
     fault_window::thread_ends(pid, target.start_ns);
     let offsets = offsets();
@@ -230,23 +248,28 @@ pub fn process_exit(ctx: RawTracePointContext) -> i32 {
         Counter::LostProcess,
         urgency,
     );
-    0
 }
 
 /// `task:task_rename(task, comm)`.
 #[raw_tracepoint]
 pub fn process_rename(ctx: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || rename(&ctx));
+    0
+}
+
+#[inline(always)]
+fn rename(ctx: &RawTracePointContext) {
     if target::current().is_none() {
-        return 0;
+        return;
     }
     let Some(tid) = field::<u32>(ctx.arg(0), offsets().task_pid) else {
-        return 0;
+        return;
     };
     let mut comm = [0u8; 16];
     let name: u64 = ctx.arg(1);
     // SAFETY: the helper checks every byte it reads.
     if unsafe { bpf_probe_read_kernel_str_bytes(name as *const u8, &mut comm) }.is_err() {
-        return 0;
+        return;
     }
     let mut header = header(Kind::Rename);
     header.tid = tid;
@@ -255,7 +278,6 @@ pub fn process_rename(ctx: RawTracePointContext) -> i32 {
         Counter::LostProcess,
         Urgency::Usual,
     );
-    0
 }
 
 /// Scratch: an [`Exec`] is too large for the BPF stack beside its copy.

@@ -15,6 +15,7 @@ use memtrace_common::{
 use crate::{
     emit::{Urgency, emit, header},
     process::{current_mm, field, offsets},
+    run_time::{Hook, measured},
     target,
 };
 
@@ -32,20 +33,25 @@ const MAX_CPUS: u32 = 256;
 /// `signal:signal_deliver(signal, info, action)`: a signal without a handler that ends the process.
 #[raw_tracepoint]
 pub fn memory_before_signal(ctx: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || before_signal(&ctx));
+    0
+}
+
+#[inline(always)]
+fn before_signal(ctx: &RawTracePointContext) {
     if target::current().is_none() {
-        return 0;
+        return;
     }
     let signal: i32 = ctx.arg(0);
     // sa_handler is the first field of struct k_sigaction (include/linux/signal_types.h).
     let Some(handler) = field::<u64>(ctx.arg(2), 0) else {
-        return 0;
+        return;
     };
     // SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG and SIGWINCH end nothing: signal(7).
     let harmless = matches!(signal, 17..=23 | 28);
     if handler == 0 && !harmless {
         emit_totals(MEMORY_FINAL);
     }
-    0
 }
 
 /// Sends the totals of the current address space, if it has one and BTF tells where they are.

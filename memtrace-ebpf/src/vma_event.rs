@@ -13,7 +13,9 @@ use memtrace_common::record::MEMORY_FINAL;
 
 use crate::{
     abi::{self, Abi, Meaning},
-    residency, target, vma,
+    residency,
+    run_time::{Hook, measured},
+    target, vma,
 };
 
 /// `struct syscall_tp_t`, kernel/trace/trace_syscalls.c: the number behind the eight bytes that all events begin with,
@@ -29,7 +31,7 @@ fn read<T>(ctx: &TracePointContext, place: usize) -> Option<T> {
 /// The return of a call that changes an address space.
 #[tracepoint]
 pub fn memory_call_event(ctx: TracePointContext) -> u32 {
-    tell(&ctx);
+    measured(Hook::Kernel, || tell(&ctx));
     0
 }
 
@@ -51,14 +53,19 @@ fn tell(ctx: &TracePointContext) -> Option<()> {
 /// The entry of execve, execveat and exit_group: what the address space was, which may end here.
 #[tracepoint]
 pub fn address_space_event(ctx: TracePointContext) -> u32 {
+    measured(Hook::Kernel, || tell_totals(&ctx));
+    0
+}
+
+#[inline(always)]
+fn tell_totals(ctx: &TracePointContext) {
     if target::current_or_met().is_none() {
-        return 0;
+        return;
     }
-    let number = read::<u32>(&ctx, NUMBER).map(u64::from);
+    let number = read::<u32>(ctx, NUMBER).map(u64::from);
     let flags = match number.and_then(abi::native) {
         Some(Meaning::ExitGroup) => MEMORY_FINAL,
         _ => 0,
     };
     residency::emit_totals(flags);
-    0
 }

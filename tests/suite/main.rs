@@ -15,6 +15,7 @@ mod command_line;
 mod daemon;
 mod daemon_clock;
 mod daemon_containers;
+mod daemon_cost;
 mod daemon_growth;
 mod daemon_heap;
 mod daemon_history;

@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use super::{log_level, signals::Signals, status};
-use crate::daemon::{self, Config};
+use crate::{
+    daemon::{self, Config},
+    probe::object::LoadOptions,
+};
 
 /// Arguments of `daemon`.
 #[derive(Args)]
@@ -17,6 +20,9 @@ pub struct Daemon {
     /// Check the configuration and do nothing.
     #[arg(long)]
     check: bool,
+    /// The hooks and nothing behind them, for `cargo xtask bench`.
+    #[arg(long, hide = true)]
+    hooks_only: bool,
 }
 
 /// Read where no file is named.
@@ -44,7 +50,12 @@ impl Daemon {
                 log::info!("stopping");
             };
             let ready = || log::info!("ready");
-            daemon::run(config, log_level(verbose), stop, ready)
+            let load = LoadOptions {
+                hooks_only: self.hooks_only,
+                log_level: log_level(verbose),
+                ..LoadOptions::default()
+            };
+            daemon::run(config, load, stop, ready)
                 .await
                 .map_err(anyhow::Error::from)
         })?;

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     event::Pid,
     model::Overview,
-    probe::{area::Area, object::LoadOptions, run_time},
+    probe::{area::Area, object::LoadOptions},
     report::document::{Document, LeftOut},
     seed,
     trace::{Options, Session, naming::Naming, selector::Selector, watch},
@@ -71,10 +71,10 @@ struct Daemon {
 }
 
 /// Runs until `stop` is done. To be called within a runtime of one thread; `ready` is called once questions are
-/// answered.
+/// answered. What the configuration says of loading outweighs `load`.
 pub async fn run(
     config: Config,
-    log_level: log::LevelFilter,
+    load: LoadOptions,
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(),
 ) -> Result<(), DaemonError> {
@@ -83,11 +83,7 @@ pub async fn run(
     let profiles = config.metrics.profiles;
     let profiles = profiles.then(|| Profiles::new(sender.clone()));
     let server = Server::open(&config, sender)?;
-    let mut session = start(&config, log_level)?;
-    // Without it what the programs cost is not known, and the rest is.
-    let _measured = run_time::measure()
-        .inspect_err(|error| log::warn!("{error}"))
-        .ok();
+    let mut session = start(&config, load)?;
     // Threads keep what they are started with.
     privileges::reduce()?;
     if config.fault_latency_sample > 1 {
@@ -114,7 +110,7 @@ pub async fn run(
 }
 
 /// Loads the programs and begins to trace.
-fn start(config: &Config, log_level: log::LevelFilter) -> Result<Session, DaemonError> {
+fn start(config: &Config, load: LoadOptions) -> Result<Session, DaemonError> {
     let area = match &config.cgroup {
         Some(path) => Area::cgroup(path)?,
         None => Area::Machine,
@@ -124,8 +120,8 @@ fn start(config: &Config, log_level: log::LevelFilter) -> Result<Session, Daemon
         area: area.wire(),
         tell_faults: false,
         fault_windows: config.fault_latency_sample > 1,
-        log_level,
-        ..LoadOptions::default()
+        measure_runs: true,
+        ..load
     };
     let options = Options {
         follow: true,

@@ -26,7 +26,7 @@ pub mod perf;
 pub mod placement;
 mod plan;
 pub mod points;
-pub mod run_time;
+mod run_time;
 mod selection;
 pub mod sideband;
 pub mod tracefs;

@@ -12,6 +12,7 @@ use memtrace_common::{
     growth::Growing,
     heap::{GROUP_SIZE, Point},
     histogram::{FaultHistogram, HistogramKey, KernelCounts},
+    run_time::RunTime,
     target::{Area, FOLLOW, Target},
     unwind::{CodeSpace, SCRATCH_PER_CPU},
 };
@@ -58,6 +59,8 @@ pub struct LoadOptions {
     pub tell_faults: bool,
     /// Time faults only in windows that are opened ([`super::fault::FaultProbes::open_windows`]).
     pub fault_windows: bool,
+    /// Whether the programs measure what they take.
+    pub measure_runs: bool,
     /// Unwind rules that fit, of all files together; 8 bytes each.
     pub unwind_rows: u32,
     /// Level of the programs' own messages.
@@ -76,6 +79,7 @@ impl Default for LoadOptions {
             area: Area::NONE,
             tell_faults: true,
             fault_windows: false,
+            measure_runs: false,
             unwind_rows: 1 << 21,
             log_level: log::LevelFilter::Warn,
         }
@@ -90,6 +94,7 @@ pub struct Object {
     generation: Array<MapData, u32>,
     histograms: HashMap<MapData, HistogramKey, FaultHistogram>,
     counters: Array<MapData, u64>,
+    run_times: Array<MapData, RunTime>,
     ends_everywhere: Array<MapData, u32>,
     growing: HashMap<MapData, u32, Growing>,
     awaited: Array<MapData, u32>,
@@ -122,6 +127,7 @@ impl Object {
             .override_global("SAMPLE_BYTES", &options.sample_bytes.unwrap_or(0), true)
             .override_global("FAULT_SAMPLE", &fault_sample, true)
             .override_global("HOOKS_ONLY", &u8::from(options.hooks_only), true)
+            .override_global("MEASURE_RUNS", &u8::from(options.measure_runs), true)
             .override_global("AREA", &options.area, true)
             .override_global("TELL_FAULTS", &u8::from(options.tell_faults), true)
             .override_global("FAULT_WINDOWS", &u8::from(options.fault_windows), true)
@@ -149,6 +155,7 @@ impl Object {
             generation: array(&mut ebpf, "GENERATION")?,
             histograms: hash(&mut ebpf, "HISTOGRAMS")?,
             counters: array(&mut ebpf, "COUNTERS")?,
+            run_times: array(&mut ebpf, "RUN_TIMES")?,
             ends_everywhere: array(&mut ebpf, "ENDS_EVERYWHERE")?,
             growing: hash(&mut ebpf, "GROWING")?,
             awaited: array(&mut ebpf, "AWAITED")?,
@@ -336,9 +343,9 @@ impl Object {
         histogram
     }
 
-    /// Nanoseconds that the programs took since [`run_time::measure`] was called.
+    /// Nanoseconds that the programs took so far, as estimated ([`LoadOptions::measure_runs`]).
     pub fn spent_ns(&self) -> u64 {
-        run_time::spent_ns(&self.ebpf)
+        run_time::spent_ns(|hook| self.run_times.get(&(hook as u32), 0).unwrap_or_default())
     }
 
     /// The value of a counter since the object was loaded.

@@ -1,38 +1,39 @@
-//! What the programs cost, by the kernel's own measure.
+//! What the programs cost, by the sample of their runs that they take themselves.
 
-use std::os::fd::OwnedFd;
-
-use aya::{
-    Ebpf,
-    programs::Program,
-    sys::{Stats, enable_stats},
-};
-
-use super::Error;
+use memtrace_common::run_time::{Hook, ONE_IN, RunTime};
 
 /// What a uprobe's trap costs beside its program, in nanoseconds: 680 for one that the kernel emulates were measured,
-/// of which an empty program's run is some 20. The kernel does not measure it.
+/// of which an empty program's run is some 20. No program can measure it.
 const TRAP_NS: u64 = 660;
 
-/// Lets the kernel measure programs, all that there are, while the descriptor is open (`BPF_ENABLE_STATS`, since 5.8;
-/// some 20 ns a run). To be called with CAP_SYS_ADMIN.
-pub fn measure() -> Result<OwnedFd, Error> {
-    enable_stats(Stats::RunTime).map_err(|error| Error::Attach {
-        name: "run-time statistics".to_owned(),
-        source: error.io_error,
-    })
+/// Nanoseconds that all runs took, with the traps that led to them; `sample` has the runs of the sample by their hook.
+pub(super) fn spent_ns(sample: impl Fn(Hook) -> RunTime) -> u64 {
+    let spent = Hook::ALL.map(|hook| {
+        let RunTime { runs, ns } = sample(hook);
+        let traps = match hook {
+            Hook::Kernel => 0,
+            Hook::User => runs.saturating_mul(TRAP_NS),
+        };
+        ns.saturating_add(traps).saturating_mul(u64::from(ONE_IN))
+    });
+    spent.into_iter().fold(0, u64::saturating_add)
 }
 
-/// Nanoseconds that the programs ran since they are measured, with the traps that led to them.
-pub(super) fn spent_ns(ebpf: &Ebpf) -> u64 {
-    let spent = ebpf.programs().filter_map(|(_, program)| {
-        let info = program.info().ok()?;
-        let traps = match program {
-            Program::UProbe(_) => info.run_count().saturating_mul(TRAP_NS),
-            _ => 0,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_stands_for_all_and_a_trap_costs_too() {
+        let spent = spent_ns(|hook| match hook {
+            Hook::Kernel => RunTime { runs: 5, ns: 700 },
+            Hook::User => RunTime { runs: 2, ns: 1000 },
+        });
+        assert_eq!(spent, 64 * (700 + 1000 + 2 * 660));
+        let damaged = RunTime {
+            runs: u64::MAX,
+            ns: 1,
         };
-        let ran = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
-        Some(ran.saturating_add(traps))
-    });
-    spent.fold(0, u64::saturating_add)
+        assert_eq!(spent_ns(|_| damaged), u64::MAX);
+    }
 }

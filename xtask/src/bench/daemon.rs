@@ -67,7 +67,7 @@ pub fn within(words: &[OsString]) -> Vec<OsString> {
 }
 
 /// The daemon's command line; `lines` are of its configuration.
-pub fn command(place: &Place, lines: &str) -> Result<Vec<OsString>> {
+pub fn command(place: &Place, lines: &str, options: &[&str]) -> Result<Vec<OsString>> {
     let home = place.directory.join("daemon");
     let text = format!(
         "cgroup = \"/{CGROUP}\"\nruntime_directory = {:?}\nstate_directory = {:?}\n{lines}\n",
@@ -78,10 +78,7 @@ pub fn command(place: &Place, lines: &str) -> Result<Vec<OsString>> {
     let config = home.join("memtrace.toml");
     fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
     let memtrace = place.memtrace.clone().into_os_string();
-    Ok(vec![
-        memtrace,
-        "daemon".into(),
-        "--config".into(),
-        config.into(),
-    ])
+    let mut words = vec![memtrace, "daemon".into(), "--config".into(), config.into()];
+    words.extend(options.iter().map(OsString::from));
+    Ok(words)
 }

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use super::{
     daemon,
@@ -38,6 +38,10 @@ pub enum Tool {
     Daemon,
     /// The same that times one fault in eight.
     DaemonSampled,
+    /// The hooks of `Daemon`, and nothing behind most of them: the floor.
+    DaemonHooks,
+    /// Those of `DaemonSampled`.
+    DaemonSampledHooks,
     /// The workload by itself, while that traces another cgroup.
     BesideDaemon,
     /// bpftrace, live blocks by address.
@@ -78,6 +82,8 @@ impl Tool {
             Self::BesideHooks => "beside empty probes",
             Self::Daemon => "memtrace daemon",
             Self::DaemonSampled => "memtrace daemon, 1 in 8 timed",
+            Self::DaemonHooks => "empty hooks, daemon",
+            Self::DaemonSampledHooks => "empty hooks, daemon, 1 in 8",
             Self::BesideDaemon => "beside that daemon",
             Self::BpftraceLeaks => "bpftrace, leaks",
             Self::BpftraceLeakStacks => "bpftrace, leaks, ustack",
@@ -104,13 +110,24 @@ impl Tool {
     pub fn is_daemon(self) -> bool {
         matches!(
             self,
-            Self::Daemon | Self::DaemonSampled | Self::BesideDaemon
+            Self::Daemon
+                | Self::DaemonSampled
+                | Self::DaemonHooks
+                | Self::DaemonSampledHooks
+                | Self::BesideDaemon
         )
     }
 
     /// Whether it is a floor for another's figures.
     pub fn is_floor(self) -> bool {
-        matches!(self, Self::HeapHooks | Self::FaultHooks | Self::BesideHooks)
+        matches!(
+            self,
+            Self::HeapHooks
+                | Self::FaultHooks
+                | Self::BesideHooks
+                | Self::DaemonHooks
+                | Self::DaemonSampledHooks
+        )
     }
 
     /// Whether it is memtrace at work on the workload.
@@ -159,7 +176,9 @@ impl Tool {
                 command.env("LD_LIBRARY_PATH", place.libraries());
                 command
             }
-            Self::Daemon | Self::DaemonSampled => by_itself(&daemon::within(workload)),
+            Self::Daemon | Self::DaemonSampled | Self::DaemonHooks | Self::DaemonSampledHooks => {
+                by_itself(&daemon::within(workload))
+            }
             Self::Untraced
             | Self::Beside
             | Self::BesideHooks
@@ -171,12 +190,15 @@ impl Tool {
     /// What watches the workload once it is there, if that is how the tool works.
     pub fn observer(self, place: &Place, workload: Workload, pid: u32) -> Result<Option<Observer>> {
         let allocator = place.allocator(workload);
+        const SAMPLED: &str = "fault_latency_sample = 8";
+        let daemon = |lines, options| {
+            Ok::<_, Error>((daemon::command(place, lines, options)?, daemon::READY))
+        };
         let (words, ready) = match self {
-            Self::Daemon => (daemon::command(place, "")?, daemon::READY),
-            Self::DaemonSampled | Self::BesideDaemon => {
-                let lines = "fault_latency_sample = 8";
-                (daemon::command(place, lines)?, daemon::READY)
-            }
+            Self::Daemon => daemon("", &[])?,
+            Self::DaemonHooks => daemon("", &["--hooks-only"])?,
+            Self::DaemonSampledHooks => daemon(SAMPLED, &["--hooks-only"])?,
+            Self::DaemonSampled | Self::BesideDaemon => daemon(SAMPLED, &[])?,
             Self::Beside => (beside(place, &[]), "tracing pid"),
             Self::BesideHooks => (beside(place, &["--hooks-only"]), "tracing pid"),
             Self::BpftraceLeaks => (bpftrace(&leak_script(&allocator, "")), "ready"),
