@@ -64,7 +64,8 @@ impl Report {
             };
             return output.write(self.socket.report(request)?);
         };
-        let summary = if output.is_summary() {
+        let of_all = self.pids.is_empty() && self.within.is_all();
+        let summary = if output.is_summary() && of_all {
             summary_of(&from)
         } else {
             None
@@ -73,7 +74,7 @@ impl Report {
             Some(document) => document,
             None => read(&from)?,
         };
-        if !self.pids.is_empty() || !self.within.is_all() {
+        if !of_all {
             let is_asked = |pid| self.pids.is_empty() || self.pids.contains(&pid);
             document
                 .processes

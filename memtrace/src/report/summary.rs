@@ -18,11 +18,19 @@ const SITES: usize = 3;
 /// Its name.
 pub const SUMMARY: &str = "summary";
 
-/// A document without what this report does not read: sites, mappings, the timeline, and the stacks and
-/// ages of all but the largest leaks.
+/// A document without what this report does not read: sites, mappings, the timeline, the stacks and ages of all but
+/// the largest leaks, and leaks and latencies of processes that have a line only.
 pub fn excerpt(document: &Document) -> Document {
+    let order = in_order(document);
+    let full = &order[..order.len().min(FULL)];
     let processes = document.processes.iter().map(|process| {
+        let is_full = full.iter().any(|other| std::ptr::eq(*other, process));
         let mut process = process.clone();
+        if !is_full {
+            process.leaks = Vec::new();
+            process.faults.latency_ns = None;
+        }
+        process.faults.by_kind.clear();
         process.sites = Vec::new();
         process.other_sites = None;
         process.fault_sites = Vec::new();
@@ -60,12 +68,7 @@ impl Report for Summary {
     }
 
     fn render(&self, document: &Document, style: &Style, out: &mut dyn Write) -> io::Result<()> {
-        let processes = section::worst_first(document, |process| {
-            (
-                process.heap.map_or(0, |heap| heap.live_bytes),
-                process.address_space.peak_committed_bytes,
-            )
-        });
+        let processes = in_order(document);
         for (index, process) in processes.iter().take(FULL).enumerate() {
             if index > 0 {
                 writeln!(out)?;
@@ -79,6 +82,15 @@ impl Report for Summary {
         }
         Ok(())
     }
+}
+
+fn in_order(document: &Document) -> Vec<&Process> {
+    section::worst_first(document, |process| {
+        (
+            process.heap.map_or(0, |heap| heap.live_bytes),
+            process.address_space.peak_committed_bytes,
+        )
+    })
 }
 
 fn full(process: &Process, style: &Style, out: &mut dyn Write) -> io::Result<()> {
@@ -319,11 +331,19 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_all_that_is_read() {
-        let document = fixture::leaky();
+        let mut document = fixture::leaky();
+        for pid in 200..210 {
+            let mut process = document.processes[0].clone();
+            process.pid = pid;
+            process.address_space.peak_committed_bytes = u64::from(pid) << 20;
+            document.processes.push(process);
+        }
         let excerpt = excerpt(&document);
-        assert!(
-            !document.processes[0].regions.is_empty() && excerpt.processes[0].regions.is_empty()
-        );
+        for (whole, part) in document.processes.iter().zip(&excerpt.processes) {
+            let is_full = [123, 208, 209].contains(&part.pid);
+            assert_eq!(part.leaks.is_empty(), !is_full);
+            assert!(!whole.regions.is_empty() && part.regions.is_empty());
+        }
         let style = Style::default();
         assert_eq!(
             rendered("summary", &excerpt, &style),

@@ -488,7 +488,8 @@ impl Session {
         }
     }
 
-    pub(super) fn consume(&mut self, event: Event) {
+    pub(super) fn consume(&mut self, mut event: Event) {
+        event.round();
         if let Some(recording) = &mut self.recording
             && let Err(error) = recording.write(&event)
         {

@@ -1,82 +1,29 @@
 //! The columns of a record batch → events.
 
 use arrow_array::{
-    Array, ArrowPrimitiveType, DictionaryArray, Int8Array, Int32Array, Int64Array, ListArray,
-    PrimitiveArray, RecordBatch, StringArray, UInt8Array, UInt32Array, UInt64Array,
+    Int32Array, Int64Array, ListArray, RecordBatch, StringArray, UInt8Array, UInt32Array,
+    UInt64Array,
     cast::AsArray as _,
-    types::{Int8Type, Int32Type, Int64Type, UInt8Type, UInt32Type, UInt64Type},
+    types::{Int32Type, Int64Type, UInt8Type, UInt32Type, UInt64Type},
 };
 use memtrace_common::{heap::Function, record::Call, unwind::End};
 
 use super::{
     BATCH_VARIABLE_BYTES, EVENT_BYTES,
+    blocks::Blocks,
     detail::{self, Name},
-    schema::{ACCESS, CALLS, ENDS, FUNCTIONS, Tag, access_of, plane},
+    packed::unzigzag,
+    schema::{ACCESS, CALLS, ENDS, FUNCTIONS, Tag, access_of},
     tables::{Code, Known},
+    unpacked::{Named, Packed, Planes, column, list, numbers},
 };
 use crate::event::{Event, EventKind, Pid, StackId, Symbol, Syscall};
-
-/// A column of names, each resolved once per batch. `None` is a name this memtrace does not know.
-struct Named<T> {
-    keys: Int8Array,
-    values: Vec<Option<T>>,
-}
-
-impl<T: Copy> Named<T> {
-    fn new(batch: &RecordBatch, name: &str, known: &[(T, &str)]) -> Result<Self, String> {
-        let column: &DictionaryArray<Int8Type> =
-            column(batch, name, |array| array.as_dictionary_opt())?;
-        let names = column
-            .values()
-            .as_string_opt::<i32>()
-            .ok_or("a dictionary is not of names")?;
-        let find = |name| known.iter().find(|known| known.1 == name);
-        let values = names.iter().map(|name| Some(find(name?)?.0)).collect();
-        Ok(Self {
-            keys: column.keys().clone(),
-            values,
-        })
-    }
-
-    fn get(&self, row: usize) -> Option<T> {
-        *self
-            .values
-            .get(usize::try_from(self.keys.value(row)).ok()?)?
-    }
-}
-
-/// A number of which the three lowest bytes are in columns of their own.
-struct Planes {
-    bytes: [UInt8Array; 3],
-    above: UInt64Array,
-}
-
-impl Planes {
-    fn new(batch: &RecordBatch, name: &str) -> Result<Self, String> {
-        let byte = |index| numbers::<UInt8Type>(batch, &plane(name, index));
-        Ok(Self {
-            bytes: [byte(0)?, byte(1)?, byte(2)?],
-            above: numbers::<UInt64Type>(batch, &plane(name, 3))?,
-        })
-    }
-
-    fn get(&self, row: usize) -> u64 {
-        let [low, middle, high] = [0, 1, 2].map(|at| u64::from(self.bytes[at].value(row)));
-        low | middle << 8 | high << 16 | self.above.value(row) << 24
-    }
-
-    /// A difference with its sign in the lowest bit.
-    fn step(&self, row: usize) -> u64 {
-        let step = self.get(row);
-        step >> 1 ^ (step & 1).wrapping_neg()
-    }
-}
 
 /// What the next row's numbers lead on from.
 #[derive(Debug, Default)]
 pub(super) struct State {
     time_ns: u64,
-    address: u64,
+    blocks: Blocks,
     fault_address: u64,
     path: i64,
     /// Stacks that were seen.
@@ -119,23 +66,25 @@ pub(super) struct Rows {
     time_step: Planes,
     pid: UInt32Array,
     tid: UInt32Array,
-    function: Named<Function>,
-    address_step: Planes,
-    size: Planes,
-    stack: Planes,
-    old_address_step: Int64Array,
-    path_step: Int32Array,
+    function: Packed<Named<Function>>,
+    again: Packed<UInt8Array>,
+    address_step: Packed<Planes>,
+    block: Packed<Planes>,
+    freed_step: Packed<Planes>,
+    size: Packed<Planes>,
+    stack: Packed<Planes>,
+    path_step: Packed<Int32Array>,
     frames: ListArray,
-    stack_end: Named<End>,
-    fault_address_step: Int64Array,
-    code: UInt32Array,
-    latency: Planes,
-    access: UInt8Array,
-    call: Named<Call>,
+    stack_end: Packed<Named<End>>,
+    fault_address_step: Packed<Int64Array>,
+    code: Packed<UInt32Array>,
+    latency: Packed<Planes>,
+    access: Packed<UInt8Array>,
+    call: Packed<Named<Call>>,
     arguments: ListArray,
-    offset: UInt64Array,
-    result: Int64Array,
-    name: UInt32Array,
+    offset: Packed<UInt64Array>,
+    result: Packed<Int64Array>,
+    name: Packed<UInt32Array>,
     detail: StringArray,
     codes: ListArray,
     bases: ListArray,
@@ -156,23 +105,25 @@ impl Rows {
             time_step: Planes::new(batch, "time_step")?,
             pid: numbers::<UInt32Type>(batch, "pid")?,
             tid: numbers::<UInt32Type>(batch, "tid")?,
-            function: Named::new(batch, "function", &FUNCTIONS)?,
-            address_step: Planes::new(batch, "address_step")?,
-            size: Planes::new(batch, "size")?,
-            stack: Planes::new(batch, "stack")?,
-            old_address_step: numbers::<Int64Type>(batch, "old_address_step")?,
-            path_step: numbers::<Int32Type>(batch, "path_step")?,
+            function: Packed::new(Named::new(batch, "function", &FUNCTIONS)?),
+            again: Packed::new(numbers::<UInt8Type>(batch, "again")?),
+            address_step: Packed::new(Planes::new(batch, "address_step")?),
+            block: Packed::new(Planes::new(batch, "block")?),
+            freed_step: Packed::new(Planes::new(batch, "freed_step")?),
+            size: Packed::new(Planes::new(batch, "size")?),
+            stack: Packed::new(Planes::new(batch, "stack")?),
+            path_step: Packed::new(numbers::<Int32Type>(batch, "path_step")?),
             frames: lists("frames")?,
-            stack_end: Named::new(batch, "stack_end", &ENDS)?,
-            fault_address_step: numbers::<Int64Type>(batch, "fault_address_step")?,
-            code: numbers::<UInt32Type>(batch, "code")?,
-            latency: Planes::new(batch, "latency")?,
-            access: numbers::<UInt8Type>(batch, "access")?,
-            call: Named::new(batch, "call", &CALLS)?,
+            stack_end: Packed::new(Named::new(batch, "stack_end", &ENDS)?),
+            fault_address_step: Packed::new(numbers::<Int64Type>(batch, "fault_address_step")?),
+            code: Packed::new(numbers::<UInt32Type>(batch, "code")?),
+            latency: Packed::new(Planes::new(batch, "latency")?),
+            access: Packed::new(numbers::<UInt8Type>(batch, "access")?),
+            call: Packed::new(Named::new(batch, "call", &CALLS)?),
             arguments: lists("arguments")?,
-            offset: numbers::<UInt64Type>(batch, "offset")?,
-            result: numbers::<Int64Type>(batch, "result")?,
-            name: numbers::<UInt32Type>(batch, "name")?,
+            offset: Packed::new(numbers::<UInt64Type>(batch, "offset")?),
+            result: Packed::new(numbers::<Int64Type>(batch, "result")?),
+            name: Packed::new(numbers::<UInt32Type>(batch, "name")?),
             detail: text.clone(),
             codes: lists("codes")?,
             bases: lists("bases")?,
@@ -205,7 +156,7 @@ impl Rows {
     fn event(&mut self, row: usize) -> Result<Event, String> {
         let kind = self.kind.get(row).ok_or("its kind is unknown")?;
         let (time_ns, pid) = (self.state.time_ns, self.pid.value(row));
-        self.state.time_ns = time_ns.wrapping_add(self.time_step.step(row));
+        self.state.time_ns = time_ns.wrapping_add(unzigzag(self.time_step.get(row)));
         self.take_told(row, pid)?;
         Ok(Event {
             time_ns: self.state.time_ns,
@@ -240,52 +191,75 @@ impl Rows {
         Ok(())
     }
 
-    fn address(&mut self, row: usize) -> u64 {
-        let step = self.address_step.step(row);
-        self.state.address = self.state.address.wrapping_add(step);
-        self.state.address
+    /// Where a block was given out, and how long it is.
+    fn block(&mut self, pid: Pid) -> Result<(u64, u64), String> {
+        let size = self.size.take();
+        let address = match self.again.take() {
+            0 => self.state.blocks.place(pid, size, self.address_step.take()),
+            nth => self.state.blocks.place_again(pid, size, nth)?,
+        };
+        Ok((address, size))
     }
 
-    fn function(&self, row: usize) -> Result<Function, String> {
-        Ok(self.function.get(row).ok_or("its function is unknown")?)
+    fn freed(&mut self) -> Result<u64, String> {
+        match self.block.take().checked_sub(1) {
+            None => Ok(self.state.blocks.free_at(self.freed_step.take())),
+            Some(step) => self.state.blocks.free(step),
+        }
     }
 
-    fn stack(&mut self, row: usize) -> Result<StackId, String> {
-        self.state.stack(self.stack.get(row))
+    fn function(&mut self) -> Result<Function, String> {
+        Ok(self.function.take().ok_or("its function is unknown")?)
+    }
+
+    fn stack(&mut self) -> Result<StackId, String> {
+        let age = self.stack.take();
+        self.state.stack(age)
+    }
+
+    fn frame(&mut self, pid: Pid) -> Result<(Code, u64), String> {
+        let number = self.code.take();
+        self.state.code(pid, number)
     }
 
     /// When what is told by this row began.
-    fn entered_ns(&self, row: usize) -> u64 {
-        self.state.time_ns.wrapping_sub(self.latency.get(row))
+    fn entered_ns(&mut self) -> u64 {
+        self.state.time_ns.wrapping_sub(self.latency.take())
     }
 
     fn kind(&mut self, tag: Tag, row: usize, pid: Pid) -> Result<EventKind, String> {
         Ok(match tag {
-            Tag::Alloc => EventKind::Alloc {
-                function: self.function(row)?,
-                address: self.address(row),
-                size: self.size.get(row),
-                stack: self.stack(row)?,
-            },
+            Tag::Alloc => {
+                let function = self.function()?;
+                let (address, size) = self.block(pid)?;
+                EventKind::Alloc {
+                    function,
+                    address,
+                    size,
+                    stack: self.stack()?,
+                }
+            }
             Tag::AllocFailed => EventKind::AllocFailed {
-                function: self.function(row)?,
-                size: self.size.get(row),
+                function: self.function()?,
+                size: self.size.take(),
             },
             Tag::Free => EventKind::Free {
-                address: self.address(row),
+                address: self.freed()?,
             },
             Tag::Realloc => {
-                let new_address = self.address(row);
+                let entered_ns = self.entered_ns();
+                let old_address = self.freed()?;
+                let (new_address, size) = self.block(pid)?;
                 EventKind::Realloc {
-                    entered_ns: self.entered_ns(row),
-                    old_address: new_address.wrapping_add_signed(self.old_address_step.value(row)),
+                    entered_ns,
+                    old_address,
                     new_address,
-                    size: self.size.get(row),
-                    stack: self.stack(row)?,
+                    size,
+                    stack: self.stack()?,
                 }
             }
             Tag::Stack => self.frames(row, pid)?,
-            Tag::Fault => self.fault(row, pid)?,
+            Tag::Fault => self.fault(pid)?,
             Tag::Syscall => EventKind::Syscall(Box::new(self.syscall(row)?)),
             Tag::Symbol => self.symbol(row, pid)?,
             Tag::Touch => self.touch(row)?,
@@ -335,7 +309,7 @@ impl Rows {
     /// What is in `detail` knows the stack by the id that it had.
     fn touch(&mut self, row: usize) -> Result<EventKind, String> {
         let mut kind = self.detail(Tag::Touch, row)?;
-        let number = self.stack(row)?;
+        let number = self.stack()?;
         if let EventKind::Touch { stack, .. } = &mut kind {
             *stack = number;
         }
@@ -343,12 +317,12 @@ impl Rows {
     }
 
     fn frames(&mut self, row: usize, pid: Pid) -> Result<EventKind, String> {
-        let id = self.stack(row)?;
+        let id = self.stack()?;
         let state = &mut self.state;
-        state.path = state.path.wrapping_add(self.path_step.value(row).into());
+        state.path = state.path.wrapping_add(self.path_step.take().into());
         let number = u32::try_from(state.path).map_err(|_| "its path is not known")?;
         if number == state.known.next_path() {
-            let end = self.stack_end.get(row).ok_or("its stack_end is unknown")?;
+            let end = self.stack_end.take().ok_or("its stack_end is unknown")?;
             let codes = list::<UInt32Type>(&self.frames, row)?;
             state.known.add_path(&codes, end);
         }
@@ -358,32 +332,32 @@ impl Rows {
         Ok(EventKind::Stack { id, frames, end })
     }
 
-    fn fault(&mut self, row: usize, pid: Pid) -> Result<EventKind, String> {
-        let step = self.fault_address_step.value(row);
+    fn fault(&mut self, pid: Pid) -> Result<EventKind, String> {
+        let step = self.fault_address_step.take();
         self.state.fault_address = self.state.fault_address.wrapping_add_signed(step);
-        let access = self.access.value(row);
+        let access = self.access.take();
         Ok(EventKind::Fault {
             address: self.state.fault_address,
-            ip: self.state.code(pid, self.code.value(row))?.1,
-            latency_ns: (access & ACCESS.timed != 0).then(|| self.latency.get(row)),
-            stack: self.stack(row)?,
+            ip: self.frame(pid)?.1,
+            latency_ns: (access & ACCESS.timed != 0).then(|| self.latency.take()),
+            stack: self.stack()?,
             access: access_of(access),
         })
     }
 
-    fn syscall(&self, row: usize) -> Result<Syscall, String> {
+    fn syscall(&mut self, row: usize) -> Result<Syscall, String> {
         let arguments = list::<UInt64Type>(&self.arguments, row)?;
         Ok(Syscall {
-            call: self.call.get(row).ok_or("its call is unknown")?,
-            entered_ns: self.entered_ns(row),
-            result: self.result.value(row),
+            call: self.call.take().ok_or("its call is unknown")?,
+            entered_ns: self.entered_ns(),
+            result: self.result.take(),
             arguments: (arguments.as_ref().try_into()).map_err(|_| "a call has five arguments")?,
-            offset: self.offset.value(row),
+            offset: self.offset.take(),
         })
     }
 
     fn symbol(&mut self, row: usize, pid: Pid) -> Result<EventKind, String> {
-        let number = self.name.value(row);
+        let number = self.name.take();
         let state = &mut self.state;
         if number == state.known.next_name() {
             let text = self.detail.value(row);
@@ -392,8 +366,8 @@ impl Rows {
             let bytes = detail::name_bytes(text, name.functions.len());
             state.known.add_name(name, bytes);
         }
-        let (code, frame) = state.code(pid, self.code.value(row))?;
-        let name = state.known.name(number);
+        let (code, frame) = self.frame(pid)?;
+        let name = self.state.known.name(number);
         let (name, bytes) = name.ok_or("its name is not known")?;
         self.refer(bytes)?;
         Ok(EventKind::Symbol(Box::new(Symbol {
@@ -406,29 +380,4 @@ impl Rows {
             functions: name.functions.clone(),
         })))
     }
-}
-
-fn column<'b, T>(
-    batch: &'b RecordBatch,
-    name: &str,
-    cast: impl Fn(&'b dyn Array) -> Option<&'b T>,
-) -> Result<&'b T, String> {
-    let array = batch
-        .column_by_name(name)
-        .ok_or_else(|| format!("there is no column {name}"))?;
-    cast(array.as_ref()).ok_or_else(|| format!("the column {name} has another type"))
-}
-
-fn numbers<P: ArrowPrimitiveType>(
-    batch: &RecordBatch,
-    name: &str,
-) -> Result<PrimitiveArray<P>, String> {
-    column(batch, name, |array| array.as_primitive_opt::<P>()).cloned()
-}
-
-fn list<P: ArrowPrimitiveType>(column: &ListArray, row: usize) -> Result<Box<[P::Native]>, String> {
-    let items = column.value(row);
-    let numbers = items.as_primitive_opt::<P>();
-    let numbers = numbers.ok_or("a list has another type")?;
-    Ok(numbers.values().as_ref().into())
 }

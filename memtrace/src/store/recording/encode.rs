@@ -1,6 +1,6 @@
 //! Events → the columns of a record batch.
 //!
-//! Columns have no nulls: where a row's kind has no use for one, it has what takes least room (`packed.rs`).
+//! Columns have no nulls: values of rows that have one stand together (`packed.rs`).
 
 use std::sync::Arc;
 
@@ -10,43 +10,24 @@ use arrow_array::{
     types::{Int32Type, Int64Type, UInt8Type, UInt32Type, UInt64Type},
 };
 use arrow_schema::{ArrowError, SchemaRef};
-use rustc_hash::FxHashMap;
 
 use super::{
+    blocks::{Freed, Numbered, Placed},
     detail::{self, Name},
     images::Images,
-    packed::{Lists, Names, Planes, Repeated, Step, Zeroed},
+    packed::{Lists, Names, Packed, Planes, Step},
     schema::{ACCESS, CALLS, ENDS, FUNCTIONS, Tag, access_bits, call_key, function_key},
-    tables::{Code, NO_MODULE, Telling, Told},
+    tables::{Code, NO_MODULE, StackNumbers, Telling, Told},
 };
 use crate::event::{Event, EventKind, Pid, StackId, Symbol, Syscall};
-
-/// Numbers of stacks, in the order in which their ids were seen.
-///
-/// None is forgotten: a later event may name the id, and its frames are not told again. That is at most 40 bytes for
-/// each stack that differs, beside its frames, which the model of the same trace keeps.
-#[derive(Default)]
-struct StackNumbers(FxHashMap<StackId, u32>);
-
-impl StackNumbers {
-    /// 0 for no stack, 1 for one that was not seen before, n + 1 for the one before the n-th last that was new.
-    fn age(&mut self, id: StackId) -> u32 {
-        if id == 0 {
-            return 0;
-        }
-        let next = self.0.len() as u32;
-        let number = *self.0.entry(id).or_insert(next);
-        next - number + 1
-    }
-}
 
 /// What later rows refer to, for the whole recording.
 struct State {
     images: Images,
     told: Told,
     stacks: StackNumbers,
+    blocks: Numbered,
     time: Step,
-    address: Step,
     fault_address: u64,
     path: i64,
     /// Codes and bases that the row tells, and the codes of its stack.
@@ -87,23 +68,25 @@ pub(super) struct Rows {
     time_step: Planes,
     pid: Vec<u32>,
     tid: Vec<u32>,
-    function: Repeated<i8>,
+    function: Packed<i8>,
+    again: Packed<u8>,
     address_step: Planes,
+    block: Planes,
+    freed_step: Planes,
     size: Planes,
     stack: Planes,
-    old_address_step: Zeroed<i64>,
-    path_step: Repeated<i32>,
+    path_step: Packed<i32>,
     frames: Lists<UInt32Type>,
-    stack_end: Repeated<i8>,
-    fault_address_step: Zeroed<i64>,
-    code: Repeated<u32>,
+    stack_end: Packed<i8>,
+    fault_address_step: Packed<i64>,
+    code: Packed<u32>,
     latency: Planes,
-    access: Repeated<u8>,
-    call: Repeated<i8>,
+    access: Packed<u8>,
+    call: Packed<i8>,
     arguments: Lists<UInt64Type>,
-    offset: Zeroed<u64>,
-    result: Zeroed<i64>,
-    name: Repeated<u32>,
+    offset: Packed<u64>,
+    result: Packed<i64>,
+    name: Packed<u32>,
     detail: Vec<(usize, String)>,
     codes: Lists<UInt64Type>,
     bases: Lists<UInt64Type>,
@@ -117,8 +100,8 @@ impl Rows {
                 images: Images::default(),
                 told: Told::default(),
                 stacks: StackNumbers::default(),
+                blocks: Numbered::default(),
                 time: Step::default(),
-                address: Step::default(),
                 fault_address: 0,
                 path: 0,
                 codes: Vec::new(),
@@ -134,23 +117,25 @@ impl Rows {
             time_step: Planes::default(),
             pid: Vec::new(),
             tid: Vec::new(),
-            function: Repeated::default(),
+            function: Packed::default(),
+            again: Packed::default(),
             address_step: Planes::default(),
+            block: Planes::default(),
+            freed_step: Planes::default(),
             size: Planes::default(),
             stack: Planes::default(),
-            old_address_step: Zeroed::default(),
-            path_step: Repeated::default(),
+            path_step: Packed::default(),
             frames: Lists::new(),
-            stack_end: Repeated::default(),
-            fault_address_step: Zeroed::default(),
-            code: Repeated::default(),
+            stack_end: Packed::default(),
+            fault_address_step: Packed::default(),
+            code: Packed::default(),
             latency: Planes::default(),
-            access: Repeated::default(),
-            call: Repeated::default(),
+            access: Packed::default(),
+            call: Packed::default(),
             arguments: Lists::new(),
-            offset: Zeroed::default(),
-            result: Zeroed::default(),
-            name: Repeated::default(),
+            offset: Packed::default(),
+            result: Packed::default(),
+            name: Packed::default(),
             detail: Vec::new(),
             codes: Lists::new(),
             bases: Lists::new(),
@@ -196,7 +181,7 @@ impl Rows {
         self.state.told.begin_row();
         self.state.images.note(event);
         self.kind.push(Tag::of(&event.kind) as i8);
-        self.time_step.set(row, self.state.time.to(event.time_ns));
+        self.time_step.push(self.state.time.to(event.time_ns));
         self.pid.push(event.pid);
         self.tid.push(event.tid);
         match &event.kind {
@@ -206,16 +191,15 @@ impl Rows {
                 size,
                 stack,
             } => {
-                self.function.set(row, function_key(*function));
-                self.set_address(row, *address);
-                self.size.set(row, *size);
-                self.set_stack(row, *stack);
+                self.function.push(function_key(*function));
+                self.push_block(event.pid, *address, *size);
+                self.push_stack(*stack);
             }
             EventKind::AllocFailed { function, size } => {
-                self.function.set(row, function_key(*function));
-                self.size.set(row, *size);
+                self.function.push(function_key(*function));
+                self.size.push(*size);
             }
-            EventKind::Free { address } => self.set_address(row, *address),
+            EventKind::Free { address } => self.push_freed(event.pid, *address),
             EventKind::Realloc {
                 entered_ns,
                 old_address,
@@ -223,15 +207,13 @@ impl Rows {
                 size,
                 stack,
             } => {
-                self.set_latency(row, event.time_ns.wrapping_sub(*entered_ns));
-                self.set_address(row, *new_address);
-                let step = old_address.wrapping_sub(*new_address);
-                self.old_address_step.set(row, step as i64);
-                self.size.set(row, *size);
-                self.set_stack(row, *stack);
+                self.latency.push(event.time_ns.wrapping_sub(*entered_ns));
+                self.push_freed(event.pid, *old_address);
+                self.push_block(event.pid, *new_address, *size);
+                self.push_stack(*stack);
             }
             EventKind::Stack { id, frames, end } => {
-                self.set_stack(row, *id);
+                self.push_stack(*id);
                 self.set_path(row, event.pid, frames, *end as i8);
             }
             EventKind::Fault {
@@ -243,18 +225,18 @@ impl Rows {
             } => {
                 let step = address.wrapping_sub(self.state.fault_address);
                 self.state.fault_address = *address;
-                self.fault_address_step.set(row, step as i64);
-                self.set_code(row, event.pid, *ip);
+                self.fault_address_step.push(step as i64);
+                self.push_code(event.pid, *ip);
                 if let Some(latency_ns) = latency_ns {
-                    self.set_latency(row, *latency_ns);
+                    self.latency.push(*latency_ns);
                 }
                 let timed = u8::from(latency_ns.is_some()) * ACCESS.timed;
-                self.access.set(row, access_bits(access) | timed);
-                self.set_stack(row, *stack);
+                self.access.push(access_bits(access) | timed);
+                self.push_stack(*stack);
             }
             EventKind::Syscall(syscall) => self.set_syscall(row, event.time_ns, syscall),
-            EventKind::Symbol(symbol) => self.set_code(row, event.pid, symbol.frame),
-            EventKind::Touch { stack, .. } => self.set_stack(row, *stack),
+            EventKind::Symbol(symbol) => self.push_code(event.pid, symbol.frame),
+            EventKind::Touch { stack, .. } => self.push_stack(*stack),
             // The others are in `detail`, or are nothing but their kind.
             _ => {}
         }
@@ -262,21 +244,35 @@ impl Rows {
         self.set_told(row);
     }
 
-    fn set_address(&mut self, row: usize, address: u64) {
-        self.address_step.set(row, self.state.address.to(address));
+    /// Where a block was given out, and how long it is.
+    fn push_block(&mut self, pid: Pid, address: u64, size: u64) {
+        match self.state.blocks.place(pid, address, size) {
+            Placed::Again(nth) => self.again.push(nth),
+            Placed::At(step) => {
+                self.again.push(0);
+                self.address_step.push(step);
+            }
+        }
+        self.size.push(size);
     }
 
-    fn set_stack(&mut self, row: usize, id: StackId) {
-        self.stack.set(row, self.state.stacks.age(id).into());
+    fn push_freed(&mut self, pid: Pid, address: u64) {
+        match self.state.blocks.free(pid, address) {
+            Freed::Block(step) => self.block.push(step + 1),
+            Freed::At(step) => {
+                self.block.push(0);
+                self.freed_step.push(step);
+            }
+        }
     }
 
-    fn set_latency(&mut self, row: usize, latency_ns: u64) {
-        self.latency.set(row, latency_ns);
+    fn push_stack(&mut self, id: StackId) {
+        self.stack.push(self.state.stacks.age(id).into());
     }
 
-    fn set_code(&mut self, row: usize, pid: Pid, word: u64) {
+    fn push_code(&mut self, pid: Pid, word: u64) {
         let code = self.state.code(pid, word);
-        self.code.set(row, code);
+        self.code.push(code);
     }
 
     fn set_path(&mut self, row: usize, pid: Pid, frames: &[u64], end: i8) {
@@ -290,21 +286,21 @@ impl Rows {
         self.variable_bytes += size_of_val(frames);
         if path.is_new {
             self.frames.set(row, &codes);
-            self.stack_end.set(row, end);
+            self.stack_end.push(end);
             self.variable_bytes += size_of_val(codes.as_slice());
         }
         let step = i64::from(path.number) - self.state.path;
         self.state.path = path.number.into();
-        self.path_step.set(row, step as i32);
+        self.path_step.push(step as i32);
         self.state.path_codes = codes;
     }
 
     fn set_syscall(&mut self, row: usize, time_ns: u64, syscall: &Syscall) {
-        self.set_latency(row, time_ns.wrapping_sub(syscall.entered_ns));
-        self.call.set(row, call_key(syscall.call));
-        self.result.set(row, syscall.result);
+        self.latency.push(time_ns.wrapping_sub(syscall.entered_ns));
+        self.call.push(call_key(syscall.call));
+        self.result.push(syscall.result);
         self.arguments.set(row, &syscall.arguments);
-        self.offset.set(row, syscall.offset);
+        self.offset.push(syscall.offset);
         self.variable_bytes += 8 * syscall.arguments.len();
     }
 
@@ -314,7 +310,7 @@ impl Rows {
         self.variable_bytes += bytes;
         if matches!(kind, EventKind::Symbol(_)) {
             let name = self.state.told.name(&detail, bytes);
-            self.name.set(row, name.number);
+            self.name.push(name.number);
             if !name.is_new {
                 return;
             }
@@ -343,10 +339,12 @@ impl Rows {
         columns.push(Arc::new(UInt32Array::from_iter_values(self.pid.drain(..))));
         columns.push(Arc::new(UInt32Array::from_iter_values(self.tid.drain(..))));
         columns.push(self.function_names.column(self.function.finish(rows))?);
+        columns.push(Arc::new(self.again.finish::<UInt8Type>(rows)));
         self.address_step.finish(rows, &mut columns);
+        self.block.finish(rows, &mut columns);
+        self.freed_step.finish(rows, &mut columns);
         self.size.finish(rows, &mut columns);
         self.stack.finish(rows, &mut columns);
-        columns.push(Arc::new(self.old_address_step.finish::<Int64Type>(rows)));
         columns.push(Arc::new(self.path_step.finish::<Int32Type>(rows)));
         columns.push(self.frames.finish(rows));
         columns.push(self.end_names.column(self.stack_end.finish(rows))?);

@@ -17,6 +17,7 @@
 //! Not here: when to flush (the live path knows), and what an event means (the model knows).
 
 mod ahead;
+mod blocks;
 mod bounded;
 mod decode;
 mod detail;
@@ -29,6 +30,7 @@ mod reader;
 mod schema;
 mod summary;
 mod tables;
+mod unpacked;
 mod wide;
 mod writer;
 

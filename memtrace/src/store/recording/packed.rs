@@ -11,37 +11,12 @@ use arrow_schema::{ArrowError, Field};
 
 use super::schema::item;
 
-/// A narrow column.
+/// A column that not every row has a value of: the values stand together, zeros follow.
 #[derive(Default)]
-pub(super) struct Repeated<T>(Vec<T>);
+pub(super) struct Packed<T>(Vec<T>);
 
-impl<T: Copy + Default> Repeated<T> {
-    pub(super) fn set(&mut self, row: usize, value: T) {
-        self.pad(row);
-        self.0.push(value);
-    }
-
-    fn pad(&mut self, rows: usize) {
-        let last = self.0.last().copied().unwrap_or_default();
-        self.0.resize(rows, last);
-    }
-
-    pub(super) fn finish<P: ArrowPrimitiveType<Native = T>>(
-        &mut self,
-        rows: usize,
-    ) -> PrimitiveArray<P> {
-        self.pad(rows);
-        PrimitiveArray::from_iter_values(self.0.drain(..))
-    }
-}
-
-/// A wide column.
-#[derive(Default)]
-pub(super) struct Zeroed<T>(Vec<T>);
-
-impl<T: Copy + Default> Zeroed<T> {
-    pub(super) fn set(&mut self, row: usize, value: T) {
-        self.0.resize(row, T::default());
+impl<T: Copy + Default> Packed<T> {
+    pub(super) fn push(&mut self, value: T) {
         self.0.push(value);
     }
 
@@ -58,19 +33,17 @@ impl<T: Copy + Default> Zeroed<T> {
 /// no more in a word of which the lowest is random.
 #[derive(Default)]
 pub(super) struct Planes {
-    bytes: [Repeated<u8>; 3],
-    above: Zeroed<u64>,
+    bytes: [Packed<u8>; 3],
+    above: Packed<u64>,
 }
 
 impl Planes {
-    pub(super) fn set(&mut self, row: usize, value: u64) {
+    pub(super) fn push(&mut self, value: u64) {
         let lowest = value.to_le_bytes();
         for (plane, byte) in self.bytes.iter_mut().zip(lowest) {
-            plane.set(row, byte);
+            plane.push(byte);
         }
-        if value >> 24 != 0 {
-            self.above.set(row, value >> 24);
-        }
+        self.above.push(value >> 24);
     }
 
     pub(super) fn finish(&mut self, rows: usize, columns: &mut Vec<ArrayRef>) {
@@ -93,6 +66,10 @@ impl Step {
 
 pub(super) fn zigzag(difference: u64) -> u64 {
     difference << 1 ^ (difference as i64 >> 63) as u64
+}
+
+pub(super) fn unzigzag(step: u64) -> u64 {
+    step >> 1 ^ (step & 1).wrapping_neg()
 }
 
 /// A column of lists of numbers; empty where there is none.

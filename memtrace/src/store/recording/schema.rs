@@ -1,6 +1,6 @@
 //! The columns of a recording, and the names that stand in them.
 //!
-//! Each column means one thing whatever the kind of the row; a column that does not apply is null.
+//! Each column means one thing whatever the kind of the row; rows of other kinds have no value of it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,7 +10,7 @@ use memtrace_common::{heap::Function, record::Call, unwind::End};
 use crate::event::{Access, EventKind};
 
 /// The format that this memtrace writes and reads. It rises when the columns change.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 /// Schema metadata that makes an Arrow stream a recording; the value is the format's version.
 pub(super) const FORMAT_KEY: &str = "memtrace.format";
@@ -216,10 +216,12 @@ pub(super) fn schema() -> Schema {
     add("pid", DataType::UInt32);
     add("tid", DataType::UInt32);
     add("function", names());
+    add("again", DataType::UInt8);
     planes(&mut add, "address_step");
+    planes(&mut add, "block");
+    planes(&mut add, "freed_step");
     planes(&mut add, "size");
     planes(&mut add, "stack");
-    add("old_address_step", DataType::Int64);
     add("path_step", DataType::Int32);
     add("frames", DataType::List(item(DataType::UInt32)));
     add("stack_end", names());

@@ -18,7 +18,7 @@ use memtrace_common::unwind::End;
 use rustc_hash::FxBuildHasher;
 
 use super::detail::Name;
-use crate::event::Pid;
+use crate::event::{Pid, StackId};
 
 /// The module of what lies in no file.
 pub(super) const NO_MODULE: u32 = 0;
@@ -156,6 +156,25 @@ impl Told {
             number,
             is_new: true,
         }
+    }
+}
+
+/// Numbers of stacks, in the order in which their ids were seen.
+///
+/// None is forgotten: a later event may name the id, and its frames are not told again. That is at most 40 bytes for
+/// each stack that differs, beside its frames, which the model of the same trace keeps.
+#[derive(Default)]
+pub(super) struct StackNumbers(HashMap<StackId, u32, FxBuildHasher>);
+
+impl StackNumbers {
+    /// 0 for no stack, 1 for one that was not seen before, n + 1 for the one before the n-th last that was new.
+    pub(super) fn age(&mut self, id: StackId) -> u32 {
+        if id == 0 {
+            return 0;
+        }
+        let next = self.0.len() as u32;
+        let number = *self.0.entry(id).or_insert(next);
+        next - number + 1
     }
 }
 

@@ -388,9 +388,9 @@ fn another_format_is_refused() {
     // The value is the next string in the flatbuffer, or the one before.
     let mut found = false;
     for at in key.saturating_sub(64)..key + 64 {
-        if bytes[at] == b'3' && bytes[at - 4..at] == [1, 0, 0, 0] {
+        if bytes[at] == b'4' && bytes[at - 4..at] == [1, 0, 0, 0] {
             let mut altered = bytes.clone();
-            for other in [2, 7] {
+            for other in [3, 7] {
                 altered[at] = b'0' + other as u8;
                 let error = replay_bytes(&forge(&altered, &frames)).1.unwrap_err();
                 let ReadError::OtherFormat {
@@ -399,7 +399,7 @@ fn another_format_is_refused() {
                 else {
                     panic!("{error}");
                 };
-                assert_eq!((version, supported), (other, 3));
+                assert_eq!((version, supported), (other, 4));
             }
             found = true;
         }
