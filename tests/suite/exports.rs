@@ -1,16 +1,18 @@
 //! Stacks for other programs: their sums are the workload's own counts, and other programs open them.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
 use memtrace::report::document::{FaultSite, Frame};
-use memtrace_tests::binary::{Attached, memtrace};
+use memtrace_tests::binary::{Attached, memtrace, read};
 use memtrace_tests::child::run;
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::pprof;
 use memtrace_tests::workload::{tool, workload};
 use memtrace_tests::{Finished, Running, Scratch, Traced, trace, trace_with};
+use nix::sys::prctl;
 
 /// A trace of `sites.c`, and its recording.
 struct Recorded {
@@ -173,7 +175,15 @@ fn code_that_a_runtime_generates_is_named_as_the_runtime_says() {
         log.as_ref(),
         script.as_os_str(),
     ];
-    let traced = trace_with(&["--no-heap"], &command);
+    let report = scratch.path("report.json");
+    let mut traced = memtrace(&["run", "--no-heap", "--format", "json", "--report-file"]);
+    traced.arg(&report).arg("--").args(command);
+    // SAFETY: prctl is async-signal-safe and touches nothing of the parent.
+    unsafe {
+        // Where huge pages come unasked, a fault brings 512 pages; exec and fork keep this.
+        traced.pre_exec(|| prctl::set_thp_disable(true).map_err(Into::into));
+    }
+    let traced = read(run(&mut traced), &report);
     let process = traced.first();
     let _map = PerfMap(format!("/tmp/perf-{}.map", process.pid).into());
     traced.finished.exited(0);
