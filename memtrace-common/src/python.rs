@@ -84,10 +84,10 @@ pub const OWNED_BY_C_STACK: u64 = 3;
 /// `FRAME_OWNED_BY_GENERATOR`: an `owner`.
 pub const OWNED_BY_GENERATOR: u64 = 1;
 
-/// Where the words of a code object that are read begin; up to `co_linetable` there are ten.
+/// Where the words of a code object that are read begin.
 pub const CODE: u64 = 64;
-/// Words that are read of it.
-pub const CODE_WORDS: usize = 10;
+/// Words that are read of it: up to [`first_traceable`]. In 3.11 the last is of the instructions.
+pub const CODE_WORDS: usize = 16;
 /// The words of `co_filename`, `co_qualname` and `co_linetable`.
 pub const CODE_FILE: usize = 6;
 /// See [`CODE_FILE`].
@@ -115,9 +115,18 @@ pub const fn instructions(series: u64) -> u64 {
     }
 }
 
-/// `PyCodeObject._co_firsttraceable` lies before the instructions, from 3.12 on: the first that is not of the frame's
-/// own making.
-pub const FIRST_TRACEABLE: u64 = 16;
+/// `PyCodeObject._co_firsttraceable`, from 3.12 on, of the words that are read: the first instruction that is not of the
+/// frame's own making. It lies two words before the instructions.
+pub const fn first_traceable(series: u64) -> usize {
+    if series == Series::V3_12 as u64 {
+        14
+    } else {
+        15
+    }
+}
+
+const _: () = assert!(CODE + 8 * 14 + 16 == instructions(Series::V3_12 as u64));
+const _: () = assert!(CODE + 8 * 15 + 16 == instructions(Series::V3_13 as u64));
 
 /// `PyVarObject.ob_size`, `PyASCIIObject.length`; `hash` and `state` follow the latter.
 pub const OBJECT_SIZE: u64 = 16;

@@ -139,7 +139,7 @@ pub trait Memory {
     /// The word at an address.
     fn word(&self, address: u64) -> Option<u64>;
     /// Two words.
-    fn pair(&self, address: u64) -> Option<[u64; 2]>;
+    fn pair(&mut self, address: u64) -> Option<[u64; 2]>;
 }
 
 /// Why a walk ended.
@@ -204,7 +204,7 @@ pub const MAX_FRAME_BYTES: u64 = 8 << 20;
 
 /// Goes from a frame to its caller.
 #[inline(always)]
-pub fn step(registers: &mut Registers, rule: Rule, memory: &impl Memory) -> Step {
+pub fn step(registers: &mut Registers, rule: Rule, memory: &mut impl Memory) -> Step {
     let Registers { ip, sp, bp } = *registers;
     let kind = rule.cfa();
     let cfa = if kind == Cfa::StackPointer as u32 {
@@ -256,7 +256,7 @@ pub fn step(registers: &mut Registers, rule: Rule, memory: &impl Memory) -> Step
 }
 
 #[inline(always)]
-fn interrupted(registers: &mut Registers, memory: &impl Memory) -> Step {
+fn interrupted(registers: &mut Registers, memory: &mut impl Memory) -> Step {
     let sp = registers.sp;
     let Some([next_sp, ip]) = memory.pair(sp.wrapping_add(SIGNAL_SP)) else {
         return Step::End(End::Unreadable);
@@ -275,7 +275,7 @@ fn interrupted(registers: &mut Registers, memory: &impl Memory) -> Step {
 /// Saved frame pointers rise and are aligned. In a thread's first function the register is 0 (System V ABI for
 /// x86-64, section 3.4.1), which code with rules that are not understood does not tell.
 #[inline(always)]
-fn by_frame_pointer(registers: &mut Registers, otherwise: End, memory: &impl Memory) -> Step {
+fn by_frame_pointer(registers: &mut Registers, otherwise: End, memory: &mut impl Memory) -> Step {
     let Registers { sp, bp, .. } = *registers;
     if bp == 0 && otherwise as u8 == End::NoRules as u8 {
         return Step::End(End::Start);

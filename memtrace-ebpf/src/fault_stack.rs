@@ -58,11 +58,12 @@ pub fn take(ctx: &PerfEventContext, in_kernel: bool) -> u64 {
         sp: regs.rsp,
         bp: regs.rbp,
     };
-    if !in_kernel {
-        return stack::intern_from(&Start::fault(registers, INTERRUPTED, 0), |_| 0);
-    }
-    let Some(caller) = entered() else { return 0 };
-    let start = Start::fault(caller, 0, registers.ip);
+    let start = if in_kernel {
+        let Some(caller) = entered() else { return 0 };
+        Start::fault(caller, 0, registers.ip)
+    } else {
+        Start::fault(registers, INTERRUPTED, 0)
+    };
     stack::intern_from(&start, |record| kernel_frames(ctx, record))
 }
 

@@ -5,7 +5,7 @@
 //! counted under a name ([`memtrace_common::counter::Counter`]).
 //!
 //! A file per topic, named as on the user side: `process`, `vma`, `fault`, `fault_stack`, `fault_window`, `growth`, `residency`, `heap`, `sample`,
-//! `stack`, `unwind`, `mapped`, `python`; and `floor` and `run_time`, for measuring.
+//! `stack`, `unwind`, `mapped`, `python`; and `window`, which the latter read by, and `floor` and `run_time`, for measuring.
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -37,6 +37,7 @@ mod target;
 mod unwind;
 mod vma;
 mod vma_event;
+mod window;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -6,7 +6,7 @@
 //! object: the object may be freed, and another be where it was. What it is called is sent once, before the first
 //! stack that it is in.
 
-use core::{arch::asm, ffi::c_void};
+use core::{arch::asm, array, ffi::c_void};
 
 use aya_ebpf::{
     helpers::{bpf_loop, bpf_probe_read_user, generated},
@@ -17,10 +17,10 @@ use memtrace_common::{
     frame::{INTERPRETER_LOOP, MAX_WORDS, PYTHON_ENTRY, python, python_code},
     python::{
         ADDRESS, BYTES_DATA, CFRAME_FRAME, CFRAME_PREVIOUS, CODE, CODE_FILE, CODE_LINES, CODE_NAME,
-        CODE_WORDS, FIRST_TRACEABLE, FRAME, FRAME_3_11, FRAME_FLAGS, FRAME_INSTRUCTION,
-        FRAME_WORDS, INTERPRETER_LOCK_3_12, INTERPRETER_LOCK_3_13, LOCK_HOLDER, MAX_PYTHON_FRAMES,
-        OBJECT_SIZE, OWNED_BY_C_STACK, OWNED_BY_GENERATOR, SERIES_SHIFT, Series, THREAD_CFRAME,
-        THREAD_FRAME, character_bytes, characters, first_line, instructions,
+        CODE_WORDS, FRAME, FRAME_3_11, FRAME_FLAGS, FRAME_INSTRUCTION, FRAME_WORDS,
+        INTERPRETER_LOCK_3_12, INTERPRETER_LOCK_3_13, LOCK_HOLDER, MAX_PYTHON_FRAMES, OBJECT_SIZE,
+        OWNED_BY_C_STACK, OWNED_BY_GENERATOR, SERIES_SHIFT, Series, THREAD_CFRAME, THREAD_FRAME,
+        character_bytes, characters, first_line, first_traceable, instructions,
     },
     record::{Header, Kind, PYTHON_LINES_BYTES, PythonHead},
     unwind::MAX_FRAME_BYTES,
@@ -30,6 +30,7 @@ use crate::{
     emit::{emit_python, header},
     stack::Scratch,
     unwind::Walk,
+    window::Window,
 };
 
 /// Code objects that were sent; the oldest are sent again.
@@ -40,23 +41,24 @@ const V3_11: u64 = Series::V3_11 as u64;
 const V3_12: u64 = Series::V3_12 as u64;
 
 /// The Python part of a walk.
+///
+/// No two words that are 0 at its beginning are neighbours: the compiler would make one call of memset of them, which
+/// writes byte by byte.
 #[repr(C)]
 pub struct Frames {
     /// [`Series`]
     series: u64,
     /// The process.
     pid: u64,
-    /// Where the walk begins.
-    sp: u64,
-    /// The next Python frame.
-    frame: u64,
-    /// In 3.11, the record of the call of the loop that it is of.
-    cframe: u64,
     /// Python functions that were read.
     read: u64,
-    /// Of these, such whose call of the loop was read too.
+    /// The next Python frame.
+    frame: u64,
+    /// Of the functions that were read, such whose call of the loop was read too.
     ended: u64,
-    /// Calls of the loop that they are of, and where each is on the C stack.
+    /// In 3.11, the record of the call of the loop that the next frame is of.
+    cframe: u64,
+    /// Calls of the loop that the functions are of, and where each is on the C stack.
     calls: u64,
     places: [u64; MAX_PYTHON_FRAMES + 1],
     /// Calls of the loop that the walk met.
@@ -69,14 +71,17 @@ pub struct Frames {
     words: [u64; MAX_PYTHON_FRAMES + 1],
     /// Their code objects.
     codes: [u64; MAX_PYTHON_FRAMES + 1],
+    /// Most frames of a thread lie one behind the other: one read has several.
+    window: Window,
 }
 
-/// Reads the Python functions of a stack that begins at `sp`. `place` is [`memtrace_common::unwind::CodeSpace::python`].
+/// Reads the Python functions of a stack that begins where the walk does. `place` is
+/// [`memtrace_common::unwind::CodeSpace::python`].
 #[inline(always)]
-pub fn begin(frames: &mut Frames, place: u64, pid: u32, sp: u64) {
+pub fn begin(walk: &mut Walk, place: u64) {
+    let frames = &mut walk.python;
     frames.series = place >> SERIES_SHIFT;
-    frames.pid = u64::from(pid);
-    frames.sp = sp;
+    frames.pid = u64::from(walk.pid);
     frames.read = 0;
     frames.ended = 0;
     frames.calls = 0;
@@ -90,16 +95,18 @@ pub fn begin(frames: &mut Frames, place: u64, pid: u32, sp: u64) {
     if thread == 0 {
         return;
     }
+    frames.window.clear();
     frames.cframe = word(thread.wrapping_add(THREAD_CFRAME));
     frames.frame = if frames.series == V3_11 {
-        word(frames.cframe.wrapping_add(CFRAME_FRAME))
+        let place = frames.cframe.wrapping_add(CFRAME_FRAME);
+        walk.window.word(place).unwrap_or(0)
     } else if frames.series == V3_12 {
-        word(frames.cframe)
+        walk.window.word(frames.cframe).unwrap_or(0)
     } else {
         word(thread.wrapping_add(THREAD_FRAME))
     };
-    let mut context: *mut Frames = frames;
-    // SAFETY: the callback takes a pointer to Frames, which outlive the loop.
+    let mut context: *mut Walk = walk;
+    // SAFETY: the callback takes a pointer to a Walk, which outlives the loop.
     unsafe {
         bpf_loop(
             2 * MAX_PYTHON_FRAMES as u32,
@@ -133,10 +140,9 @@ fn thread(series: u64, way: u64) -> u64 {
 /// Reads one frame of the chain; 1 ends the loop.
 unsafe extern "C" fn read_frame(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `begin` passes its own.
-    let frames = unsafe { &mut **context.cast::<*mut Frames>() };
-    // SAFETY: the helper checks the user address.
-    let Ok(frame) = (unsafe { bpf_probe_read_user(frames.frame as *const [u64; FRAME_WORDS]) })
-    else {
+    let walk = unsafe { &mut **context.cast::<*mut Walk>() };
+    let frames = &mut walk.python;
+    let Some(frame) = frame(&walk.window, &mut frames.window, frames.frame) else {
         return 1;
     };
     let flags = frame[FRAME_FLAGS];
@@ -154,23 +160,23 @@ unsafe extern "C" fn read_frame(_index: u32, context: *mut c_void) -> i64 {
         }
         let last = frames.read.wrapping_sub(1) as usize & MAX_PYTHON_FRAMES;
         frames.words[last] |= PYTHON_ENTRY;
-        return end_call(frames, place);
+        return end_call(frames, walk.registers.sp, place);
     }
     if frames.read >= MAX_PYTHON_FRAMES as u64 {
         return 1;
     }
     let first = code.wrapping_add(instructions(frames.series));
     let at = frame[FRAME_INSTRUCTION];
+    let Some((object, hash)) = object(frames.pid, code) else {
+        return 1;
+    };
     if frames.series != V3_11 && owner != OWNED_BY_GENERATOR {
         // The interpreter itself passes over a frame that is not complete yet, and over those that it makes for itself.
-        let own = word(first.wrapping_sub(FIRST_TRACEABLE)) as u32;
+        let own = object[first_traceable(frames.series)] as u32;
         if at < first.wrapping_add(2 * u64::from(own)) {
             return i64::from(previous == 0);
         }
     }
-    let Some((_, hash)) = object(frames.pid, code) else {
-        return 1;
-    };
     // A frame that was just made is before its first instruction.
     let instruction = if at < first { 0 } else { (at - first) / 2 + 1 };
     let entry = frames.series == V3_11 && flags >> 32 & 0xff != 0;
@@ -180,17 +186,34 @@ unsafe extern "C" fn read_frame(_index: u32, context: *mut c_void) -> i64 {
     frames.read += 1;
     if entry {
         let place = frames.cframe;
-        frames.cframe = word(place.wrapping_add(CFRAME_PREVIOUS));
-        return end_call(frames, place);
+        let previous = walk.window.word(place.wrapping_add(CFRAME_PREVIOUS));
+        frames.cframe = previous.unwrap_or(0);
+        return end_call(frames, walk.registers.sp, place);
     }
     i64::from(previous == 0)
 }
 
+/// A frame of the chain. That of a call of the loop is on the C stack, where the walk's window may be.
+#[inline(always)]
+fn frame(stack: &Window, window: &mut Window, place: u64) -> Option<[u64; FRAME_WORDS]> {
+    const WORDS: u64 = FRAME_WORDS as u64;
+    const BYTES: u64 = 8 * WORDS;
+    if let Some(index) = stack.index(place, WORDS) {
+        return Some(array::from_fn(|word| stack.at(index + word)));
+    }
+    if window.index(place, WORDS).is_none() {
+        // The frames below are those that come next.
+        window.read_up_to(place.wrapping_add(BYTES), BYTES);
+    }
+    let index = window.index(place, WORDS)?;
+    Some(array::from_fn(|word| window.at(index + word)))
+}
+
 /// The functions that were read last were of a call of the loop that is at this place of the C stack; 1 ends the loop.
 #[inline(always)]
-fn end_call(frames: &mut Frames, place: u64) -> i64 {
+fn end_call(frames: &mut Frames, sp: u64, place: u64) -> i64 {
     // That of another thread, or too many.
-    if place.wrapping_sub(frames.sp) > MAX_FRAME_BYTES || frames.calls >= MAX_PYTHON_FRAMES as u64 {
+    if place.wrapping_sub(sp) > MAX_FRAME_BYTES || frames.calls >= MAX_PYTHON_FRAMES as u64 {
         return 1;
     }
     frames.places[frames.calls as usize & MAX_PYTHON_FRAMES] = place;
@@ -247,7 +270,7 @@ unsafe extern "C" fn add_function(index: u32, context: *mut c_void) -> i64 {
     i64::from(walk.python.left == 0)
 }
 
-/// Of a code object, the words up to the line table, and its hash.
+/// Of a code object, the words that are read, and its hash.
 #[inline(always)]
 fn object(pid: u64, code: u64) -> Option<([u64; CODE_WORDS], u64)> {
     let place = code.wrapping_add(CODE);

@@ -46,11 +46,12 @@ pub struct Scratch {
     pub code: PythonCode,
 }
 
-/// Where a stack is walked from.
+/// Where a stack is walked from. What is 0 for a call is apart, as in [`python::Frames`].
+#[repr(C)]
 pub struct Start {
-    registers: Registers,
     /// Bits of the first frame.
     bits: u64,
+    registers: Registers,
     /// Instruction of the kernel that took the fault, 0 for none.
     kernel_ip: u64,
     /// Of a [`StackCopy`].

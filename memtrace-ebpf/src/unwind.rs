@@ -8,7 +8,7 @@ use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    helpers::{bpf_loop, bpf_probe_read_user, generated},
+    helpers::{bpf_loop, bpf_probe_read_user},
     macros::map,
     maps::{Array, HashMap},
 };
@@ -28,6 +28,7 @@ use crate::{
     mapped::{NOT_KNOWN, NOT_MAPPED, mapped_look_up},
     python,
     target::TARGETS,
+    window::Window,
 };
 
 /// Rows of all modules. Its size is set when it is loaded; the user side maps and fills it.
@@ -168,14 +169,11 @@ fn all_ones_where_at_most(a: u64, b: u64) -> u64 {
     !borrow
 }
 
-/// Words of a stack that are read at once: one read of them costs little more than that of a frame's two.
-const WINDOW: usize = 128;
-
 /// A walk that is under way, in scratch memory. What is read from there is any number to the verifier, so it walks
 /// each path once, where it would tell apart what it knows of a record on the BPF stack.
 #[repr(C)]
 pub struct Walk {
-    registers: Registers,
+    pub registers: Registers,
     pub pid: u32,
     /// There are no mappings beside those of the table.
     settled: u32,
@@ -186,18 +184,16 @@ pub struct Walk {
     /// The same for rules that are not by the table: they hold until code is added, which alone brings another rule
     /// to an address.
     by_kernel: Seed,
-    /// Where the window is read from.
-    window_start: u64,
-    /// The stack's first words.
-    window: [u64; WINDOW],
+    /// The part of the stack that is being walked.
+    pub window: Window,
     /// Bits of the next frame.
     bits: u64,
     /// Of the frames so far.
     pub hash: StackHash,
-    /// Frames so far.
-    pub count: u64,
     /// [`End`]
     pub end: u64,
+    /// Frames so far; not beside the hash, see [`python::Frames`].
+    pub count: u64,
     /// The Python functions among them.
     pub python: python::Frames,
     /// The frames.
@@ -221,24 +217,13 @@ impl Walk {
                 .wrapping_mul(0x9e37_79b1)
                 .wrapping_add(target.start_ns),
         );
-        self.read_window();
+        self.window.read(registers.sp);
         let place = space.map_or(0, |space| space.python);
-        python::begin(&mut self.python, place, pid, registers.sp);
+        python::begin(self, place);
         self.bits = bits;
         self.hash = StackHash::EMPTY;
         self.count = 0;
         self.end = End::Truncated as u64;
-    }
-
-    #[inline(always)]
-    fn read_window(&mut self) {
-        let window = (&raw mut self.window).cast();
-        let bytes = (WINDOW * size_of::<u64>()) as u32;
-        let sp = self.registers.sp;
-        // SAFETY: the window is the walk's, and the helper checks the user address.
-        let failed = unsafe { generated::bpf_probe_read_user(window, bytes, sp as *const _) } != 0;
-        // Nothing is read at the other half of the address space.
-        self.window_start = if failed { 1 << 63 } else { sp };
     }
 
     /// So many frames are there already.
@@ -263,8 +248,8 @@ impl Walk {
         // SAFETY: as above.
         unsafe {
             bpf_loop(
-                MAX_FRAMES as u32,
-                next_frame as *mut c_void,
+                MAX_FRAMES as u32 / AT_ONCE,
+                next_frames as *mut c_void,
                 (&raw mut context).cast(),
                 0,
             )
@@ -282,12 +267,28 @@ unsafe extern "C" fn known_frame(_index: u32, context: *mut c_void) -> i64 {
     0
 }
 
-/// Notes one frame and goes to its caller; 1 ends the loop.
-unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
+/// Frames of one call of the loop's callback: the call costs as much as a third of a frame.
+const AT_ONCE: u32 = 4;
+
+const _: () = assert!((MAX_FRAMES as u32).is_multiple_of(AT_ONCE));
+
+/// Walks some frames; 1 ends the loop.
+unsafe extern "C" fn next_frames(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `run` passes its own.
     let walk = unsafe { &mut **context.cast::<*mut Walk>() };
+    for _ in 0..AT_ONCE {
+        if next_frame(walk) {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Notes one frame and goes to its caller. Tells whether it was the last.
+#[inline(always)]
+fn next_frame(walk: &mut Walk) -> bool {
     if walk.count >= MAX_FRAMES as u64 {
-        return 1;
+        return true;
     }
     let ip = walk.registers.ip;
     // A return address points behind the call, perhaps into another function.
@@ -302,19 +303,15 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
         let place = walk.registers.sp.wrapping_sub(8);
         if let Some(caller) = heap::behind_trampoline(ip, place) {
             walk.registers.ip = caller;
-            return 0;
+            return false;
         }
         let known = rule == NOT_MAPPED || (rule == NOT_KNOWN && walk.settled != 0);
         walk.end = if known { End::NoMapping } else { End::NotKnown } as u64;
-        return 1;
+        return true;
     }
     let rule = Rule(rule as u32);
     let (sp, bits) = (walk.registers.sp, walk.bits);
-    let memory = UserStack {
-        window: &walk.window,
-        start: walk.window_start,
-    };
-    let next = step(&mut walk.registers, rule, &memory);
+    let next = step(&mut walk.registers, rule, &mut walk.window);
     let frame = ip | bits | python::mark(&mut walk.python, sp, walk.registers.sp);
     walk.stack.frames[walk.count as usize & (MAX_FRAMES - 1)] = frame;
     walk.count += 1;
@@ -325,10 +322,10 @@ unsafe extern "C" fn next_frame(_index: u32, context: *mut c_void) -> i64 {
         Step::Interrupted => INTERRUPTED,
         Step::End(end) => {
             walk.end = end as u64;
-            return 1;
+            return true;
         }
     };
-    0
+    false
 }
 
 /// Rows were written over while they were searched: perhaps those that the rule was looked up in.
@@ -440,53 +437,27 @@ pub extern "C" fn unwind_search(first_row: u32, rows: u32, offset: u32) -> u64 {
     u64::from(rule.0)
 }
 
-/// An index of the window, told to the verifier as [`within`] does.
-#[inline(always)]
-fn in_window(mut index: usize) -> usize {
-    const { assert!(WINDOW == 128) };
-    // SAFETY: arithmetic on a register.
-    unsafe { asm!("{0} &= 127", inout(reg) index, options(pure, nomem, nostack)) };
-    index & (WINDOW - 1)
-}
+/// What is read first of a frame is its return address; the registers that its function saved lie below.
+const SAVED: u64 = 48;
 
-/// The stack of the current thread.
-struct UserStack<'a> {
-    window: &'a [u64; WINDOW],
-    /// Where the window is read from.
-    start: u64,
-}
-
-impl UserStack<'_> {
-    /// Whether so many words from an address on are in the window, and the index there of the first.
-    #[inline(always)]
-    fn place(&self, address: u64, words: usize) -> (bool, usize) {
-        let distance = address.wrapping_sub(self.start);
-        let index = (distance >> 3) as usize;
-        (distance & 7 == 0 && index <= WINDOW - words, index)
-    }
-}
-
-impl Memory for UserStack<'_> {
+impl Memory for Window {
     #[inline(always)]
     fn word(&self, address: u64) -> Option<u64> {
-        let (inside, index) = self.place(address, 1);
-        if inside {
-            return Some(self.window[in_window(index)]);
-        }
-        // SAFETY: the helper checks the user address.
-        unsafe { bpf_probe_read_user(address as *const u64) }.ok()
+        Self::word(self, address)
     }
 
+    /// The window goes along with the walk. Where it could not be read it is not tried again.
     #[inline(always)]
-    fn pair(&self, address: u64) -> Option<[u64; 2]> {
-        let (inside, index) = self.place(address, 2);
-        if inside {
-            return Some([
-                self.window[in_window(index)],
-                self.window[in_window(index + 1)],
-            ]);
+    fn pair(&mut self, address: u64) -> Option<[u64; 2]> {
+        let mut index = self.index(address, 2);
+        if index.is_none() && !self.is_empty() {
+            self.read(address.wrapping_sub(SAVED));
+            index = self.index(address, 2);
         }
-        // SAFETY: as above.
-        unsafe { bpf_probe_read_user(address as *const [u64; 2]) }.ok()
+        match index {
+            Some(index) => Some([self.at(index), self.at(index + 1)]),
+            // SAFETY: the helper checks the user address.
+            None => unsafe { bpf_probe_read_user(address as *const [u64; 2]) }.ok(),
+        }
     }
 }

@@ -33,7 +33,7 @@ class Store:
     def keep(self, size):
         kept.append(bytes(callers(size)))
 
-def recursive(depth):
+def recursive(depth, a=0, b=0, c=0, d=0, e=0, f=0, g=0, h=0):
     if depth > 0:
         return recursive(depth - 1)
     Store().keep(50101)
@@ -58,7 +58,7 @@ def für(
 def comprehension():
     return [kept.append(bytes(callers(50501))) for _ in range(1)]
 
-recursive(20)
+recursive(100)  # More than a chunk of Python's frames, 16 KiB, has room for.
 through_c()
 sum(generator())
 für(1)

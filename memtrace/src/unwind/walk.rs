@@ -48,7 +48,7 @@ pub(super) fn walk(
     mappings: impl Fn(u64) -> Option<CodeMapping>,
     row: impl Fn(u32) -> Option<u64>,
 ) -> Walked {
-    let stack = Copied {
+    let mut stack = Copied {
         start: copy.registers.sp,
         bytes: &copy.bytes,
     };
@@ -83,7 +83,7 @@ pub(super) fn walk(
         hash.add(registers.ip | bits);
         let offset = ((pc - mapping.start) as u32).wrapping_add(mapping.offset);
         let rule = search(mapping.first_row, mapping.rows, offset, &row);
-        bits = match step(&mut registers, rule, &stack) {
+        bits = match step(&mut registers, rule, &mut stack) {
             Step::Caller => 0,
             Step::ByFramePointer => BY_FRAME_POINTER,
             Step::Interrupted => INTERRUPTED,
@@ -113,7 +113,7 @@ impl Memory for Copied<'_> {
         Some(u64::from_ne_bytes(word.try_into().ok()?))
     }
 
-    fn pair(&self, address: u64) -> Option<[u64; 2]> {
+    fn pair(&mut self, address: u64) -> Option<[u64; 2]> {
         // What lies below the stack pointer was not copied, and is no one's.
         let below = self.word(address).or((address < self.start).then_some(0))?;
         Some([below, self.word(address.checked_add(8)?)?])
