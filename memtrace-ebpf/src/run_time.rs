@@ -34,41 +34,35 @@ pub fn measured<R>(hook: Hook, work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Started twice in a row: what that took is not the work's.
-struct Clock {
-    first_ns: u64,
-    started_ns: u64,
-}
+/// When the work began; 0 where it is not measured. One number: the stacks of programs have little room.
+struct Clock(u64);
 
 impl Clock {
     #[inline(always)]
     fn start() -> Self {
-        let mut clock = Self {
-            first_ns: 0,
-            started_ns: 0,
-        };
         // SAFETY: the helper takes no argument.
-        if is_on() && unsafe { bpf_get_prandom_u32() } % ONE_IN == 0 {
-            clock.first_ns = now_ns();
-            clock.started_ns = now_ns();
+        if !is_on() || unsafe { bpf_get_prandom_u32() } % ONE_IN != 0 {
+            return Self(0);
         }
-        clock
+        let first_ns = now_ns();
+        let second_ns = now_ns();
+        // What it takes to read the clock is not the work's.
+        Self(second_ns + (second_ns - first_ns))
     }
 
     #[inline(always)]
     fn stop(self, hook: Hook) {
-        if !is_on() || self.started_ns == 0 {
+        if !is_on() || self.0 == 0 {
             return;
         }
         let Some(sum) = RUN_TIMES.get_ptr_mut(hook as u32) else {
             return;
         };
-        let reading_ns = self.started_ns.saturating_sub(self.first_ns);
-        let took_ns = now_ns().saturating_sub(self.started_ns).min(LONGEST_NS);
+        let took_ns = now_ns().saturating_sub(self.0).min(LONGEST_NS);
         // SAFETY: fields of a live map value, aligned; the additions are atomic, since other CPUs run programs too.
         unsafe {
             add(&raw mut (*sum).runs, 1);
-            add(&raw mut (*sum).ns, took_ns.saturating_sub(reading_ns));
+            add(&raw mut (*sum).ns, took_ns);
         }
     }
 }

@@ -20,7 +20,9 @@ use crate::{
     emit::{Urgency, count, emit, header},
     floor,
     process::{field, live_threads},
-    residency, slot, target, unwind,
+    residency,
+    run_time::{Hook, measured},
+    slot, target, unwind,
 };
 
 /// A call in flight.
@@ -46,25 +48,31 @@ fn slot(tid: u32) -> Option<&'static mut CallSlot> {
 /// `raw_syscalls:sys_enter(regs, number)`.
 #[raw_tracepoint]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || enter(&ctx));
+    0
+}
+
+#[inline(always)]
+fn enter(ctx: &RawTracePointContext) {
     if floor::hooks_only() {
-        return 0;
+        return;
     }
     let number: u64 = ctx.arg(1);
     if !abi::may_matter(number) || target::current_or_met().is_none() {
-        return 0;
+        return;
     }
     let Some((meaning, _)) = abi::meaning(number, ctx.arg(0)) else {
-        return 0;
+        return;
     };
     let call = match meaning {
         Meaning::Memory(call) => call,
         // It may fail, and the address space goes on.
-        Meaning::Execute => return totals(0),
-        Meaning::Exit if live_threads() != Some(1) => return 0,
-        Meaning::Exit | Meaning::ExitGroup => return totals(MEMORY_FINAL),
+        Meaning::Execute => return residency::emit_totals(0),
+        Meaning::Exit if live_threads() != Some(1) => return,
+        Meaning::Exit | Meaning::ExitGroup => return residency::emit_totals(MEMORY_FINAL),
     };
     let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(slot) = slot(tid) else { return 0 };
+    let Some(slot) = slot(tid) else { return };
     if slot.tid != 0 && slot.tid != tid {
         count(Counter::SlotCollision);
     }
@@ -72,13 +80,6 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     slot.call = call as u32;
     // SAFETY: the helper takes no argument.
     slot.entered_ns = unsafe { bpf_ktime_get_ns() };
-    0
-}
-
-#[inline(always)]
-fn totals(flags: u16) -> i32 {
-    residency::emit_totals(flags);
-    0
 }
 
 /// The call's number in pt_regs (arch/x86/include/asm/ptrace.h).
@@ -91,36 +92,41 @@ const MAP_ANONYMOUS: u64 = 0x20;
 /// `raw_syscalls:sys_exit(regs, result)`.
 #[raw_tracepoint]
 pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || exit(&ctx));
+    0
+}
+
+#[inline(always)]
+fn exit(ctx: &RawTracePointContext) {
     if floor::hooks_only() {
-        return 0;
+        return;
     }
     // Every system call of the machine comes here: to read its number would cost more than to see that none of this
     // thread is in flight.
     let tid = bpf_get_current_pid_tgid() as u32;
-    let Some(slot) = slot(tid) else { return 0 };
+    let Some(slot) = slot(tid) else { return };
     if slot.tid != tid {
-        return 0;
+        return;
     }
     let regs: u64 = ctx.arg(0);
     let Some(number) = field::<u64>(regs, ORIG_RAX) else {
-        return 0;
+        return;
     };
     if !abi::may_matter(number) {
-        return 0;
+        return;
     }
     let Some((pid, _)) = target::current() else {
-        return 0;
+        return;
     };
     let Some((Meaning::Memory(call), abi)) = abi::meaning(number, regs) else {
-        return 0;
+        return;
     };
     if slot.call != call as u32 {
-        return 0;
+        return;
     }
     slot.tid = 0;
     let values = abi::values(abi, call, number, regs, ctx.arg(1));
     tell(pid, call, Some(slot.entered_ns), values);
-    0
 }
 
 /// Sends a call that returned: its six arguments and its result. Where its entry is not known, it is taken for short.

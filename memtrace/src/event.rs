@@ -271,7 +271,7 @@ pub struct SmapsRegion {
     pub anonymous_bytes: u64,
     /// Swapped bytes (`Swap`).
     pub swapped_bytes: u64,
-    /// Bytes in huge pages, of those that are anonymous (`AnonHugePages`).
+    /// Bytes in huge pages, anonymous (`AnonHugePages`) or shared (`ShmemPmdMapped`).
     pub huge_bytes: u64,
     /// Whether madvise asked for huge pages, or for none; `None` without such advice (`VmFlags`: `hg`, `nh`).
     pub advised_huge: Option<bool>,

@@ -5,8 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,20 +14,12 @@ use memtrace::report::document::{AddressSpace, Process};
 use memtrace_tests::child::run;
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::expect::{number, within};
-use memtrace_tests::vm::in_vm;
+use memtrace_tests::vm::alone_in_vm;
 use memtrace_tests::workload::workload;
 use memtrace_tests::{Scratch, Traced, trace};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
-
-/// Holds the other tests of this file back: the machine's memory and CPUs are one test's at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static MACHINE: Mutex<()> = Mutex::new(());
-    in_vm();
-    // A test that failed leaves nothing behind the lock that could be wrong.
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Compares what is resident and what is swapped out with the process's own smaps.
 fn assert_as_smaps(traced: &Traced, seen: &Value) {
@@ -57,7 +49,7 @@ fn assert_as_smaps(traced: &Traced, seen: &Value) {
 #[test]
 #[ignore = "needs swap: cargo xtask vm"]
 fn pages_that_were_paged_out_are_swapped_and_not_committed() {
-    let _alone = alone();
+    let _alone = alone_in_vm();
     let program = workload("lazy.c");
     let traced = trace(&[program.as_os_str(), "paged-out".as_ref()]);
     traced.finished.exited(0);
@@ -97,7 +89,7 @@ impl Drop for Limited {
 #[test]
 #[ignore = "needs swap: cargo xtask vm"]
 fn pages_that_a_control_group_has_no_room_for_are_swapped_and_not_committed() {
-    let _alone = alone();
+    let _alone = alone_in_vm();
     let group = Limited::to(64 * MIB);
     let script = format!(
         "echo $$ > {}/cgroup.procs && exec {} program-break",
@@ -119,7 +111,7 @@ fn pages_that_a_control_group_has_no_room_for_are_swapped_and_not_committed() {
 #[ignore = "traces every process: cargo xtask vm"]
 fn every_process_of_the_machine_is_in_the_history_with_its_faults() {
     const CHILDREN: usize = 200;
-    let _alone = alone();
+    let _alone = alone_in_vm();
     let daemon = Daemon::everywhere();
     // A file of this test's own: others run the same workload meanwhile.
     let scratch = Scratch::new();
@@ -211,7 +203,7 @@ fn two_that_fault(faults: &Path) -> Command {
 #[test]
 #[ignore = "takes a CPU away: cargo xtask vm"]
 fn faults_of_a_command_are_counted_while_cpus_come_and_go() {
-    let _alone = alone();
+    let _alone = alone_in_vm();
     // Those without registers have no event, whatever CPUs do: as many as in a machine at rest.
     let faults = workload("faults.c");
     let counts = || {
@@ -250,7 +242,7 @@ fn faults_of_a_command_are_counted_while_cpus_come_and_go() {
 #[test]
 #[ignore = "takes a CPU away: cargo xtask vm"]
 fn the_daemon_follows_cpus_and_says_when_it_could_not() {
-    let _alone = alone();
+    let _alone = alone_in_vm();
     let daemon = Daemon::everywhere();
     // A file of this test's own: others run the same workload meanwhile.
     let scratch = Scratch::new();

@@ -1,5 +1,7 @@
 //! Tests that take a machine of their own.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 /// Asserts that this is the machine that `cargo xtask vm` boots.
 #[track_caller]
 pub fn in_vm() {
@@ -7,4 +9,13 @@ pub fn in_vm() {
         std::env::var_os("MEMTRACE_TEST_VM").is_some(),
         "this test takes a machine of its own: run `cargo xtask vm`"
     );
+}
+
+/// The same, and holds other tests back that ask for it: the machine's memory and CPUs are one test's at a time.
+#[track_caller]
+pub fn alone_in_vm() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    in_vm();
+    // A test that failed leaves nothing behind the lock that could be wrong.
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -264,8 +264,9 @@ impl Daemon {
             let model = self.session.model();
             archive.write(&self.config, model, moment, rows, ended, left_out);
         }
-        let cost = self.meter.read(time_ns, self.session.spent_ns());
-        log::debug!("it costs {cost:?}");
+        let programs_ns = self.session.spent_ns();
+        let cost = self.meter.read(time_ns, programs_ns);
+        log::debug!("its programs took {programs_ns} ns, {cost:?}");
         let optional = Optional {
             sampled: self.session.sampled().count() as u64,
             noisiest,

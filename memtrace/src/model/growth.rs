@@ -3,7 +3,8 @@
 //! A sample of the pages is known, each with the number of pages that it stands for. A page that is given back
 //! (munmap, MADV_DONTNEED, a smaller heap, another mapping in its place) is taken off the site that touched it, so what
 //! a site holds at a time is an estimate that is right on average. Its variance is that of drawing each page by itself:
-//! `n (n - 1)` pages² for a page that stands for n; none where each page is known.
+//! `n (n - 1)` pages² for a page that stands for n, 512² times that where each brought a huge page; none where each page
+//! is known.
 //!
 //! Stacks that differ within the allocator or the C library alone are one site: an allocator touches pages itself, at
 //! many of its own instructions, and memset does for its caller.
@@ -25,6 +26,9 @@ use super::{
 /// Pages in the sample of one address space at most: beyond it fewer stand for more.
 const MAX_PAGES: usize = 1 << 13;
 
+/// Faults that one may stand for which brought a huge page: beyond, that counts as a single one.
+const FAULTS_OF_HUGE: u64 = 32;
+
 /// Sites of one address space at most; the pages of others are one site's, without a stack.
 const MAX_SITES: usize = 128;
 
@@ -41,7 +45,9 @@ struct Page {
     /// Pages that it stands for.
     stands_for: u64,
     touched_ns: u64,
-    /// It is taken to have brought the huge page around it.
+    /// Pages that its fault is taken to have brought, as far as they are there.
+    brought: u64,
+    /// They are the huge page around it, as a whole.
     huge: bool,
 }
 
@@ -66,7 +72,7 @@ impl Site {
 }
 
 fn variance(page: &Page) -> f64 {
-    page.stands_for as f64 * (page.stands_for as f64 - 1.0)
+    page.stands_for as f64 * page.stands_for.saturating_sub(page.brought) as f64
 }
 
 /// The sample of one address space.
@@ -163,12 +169,16 @@ impl Growth {
         may_be_huge: bool,
     ) {
         // Touched again: it was given back unseen.
-        self.remove(page..page + 1);
-        let huge = may_be_huge && self.is_first_of_huge(page);
+        self.take_off(page);
+        // Where few faults are told, the first one that is known of a huge page need not be the first.
+        let told = faults <= FAULTS_OF_HUGE;
+        let huge = may_be_huge && self.is_first_of_huge(page) && told;
+        let brought = if huge { HUGE_PAGES } else { 1 };
         let touched = Page {
             site,
-            stands_for: if huge { faults * HUGE_PAGES } else { faults },
+            stands_for: faults * brought,
             touched_ns: time_ns,
+            brought,
             huge,
         };
         self.since_ns.get_or_insert(time_ns);
@@ -196,9 +206,16 @@ impl Growth {
             .map(|(&page, &known)| (page, known))
             .collect();
         for (page, known) in wrong {
-            self.take_off(page);
+            self.pages.remove(&page);
+            if let Some(site) = self.sites.get_mut(&known.site) {
+                site.pages = site.pages.saturating_sub(known.stands_for);
+                site.samples = site.samples.saturating_sub(1);
+                // It was wrong from the start.
+                site.variance = (site.variance - variance(&known)).max(0.0);
+            }
             let single = Page {
-                stands_for: known.stands_for / HUGE_PAGES,
+                stands_for: (known.stands_for / known.brought).max(1),
+                brought: 1,
                 huge: false,
                 ..known
             };
@@ -235,9 +252,35 @@ impl Growth {
         if self.pages.is_empty() || pages.is_empty() {
             return;
         }
-        let gone: Vec<u64> = self.pages.range(pages).map(|(&page, _)| page).collect();
+        let range = self.pages.range(pages.clone());
+        let gone: Vec<u64> = range.map(|(&page, _)| page).collect();
         for page in gone {
             self.take_off(page);
+        }
+        let (first, last) = (pages.start / HUGE_PAGES, (pages.end - 1) / HUGE_PAGES);
+        self.cut(first, &pages);
+        if last != first {
+            self.cut(last, &pages);
+        }
+    }
+
+    /// A part of a huge page was given back: the rest are single pages.
+    fn cut(&mut self, at: u64, pages: &Range<u64>) {
+        let start = at * HUGE_PAGES;
+        let whole = start..start.saturating_add(HUGE_PAGES);
+        let gone = pages.end.min(whole.end) - pages.start.max(whole.start);
+        for (_, known) in self.pages.range_mut(whole).filter(|(_, known)| known.huge) {
+            let faults = known.stands_for / known.brought;
+            known.huge = false;
+            known.brought = known.brought.saturating_sub(gone).max(1);
+            let left = faults * known.brought;
+            if let Some(site) = self.sites.get_mut(&known.site) {
+                site.pages = site
+                    .pages
+                    .saturating_sub(known.stands_for.saturating_sub(left));
+                site.low = site.low.min(site.pages);
+            }
+            known.stands_for = left;
         }
     }
 
@@ -426,6 +469,11 @@ mod tests {
         let mut growth = Growth::default();
         growth.touch(1, 5, Some(1), 2, true);
         growth.touch(2, 512, Some(2), 1, true);
+        let error = |growth: &Growth, at: usize| {
+            growth.uses(&Thresholds::default()).unwrap().sites[at].bytes_error / PAGE
+        };
+        // √(2 · 1) · 512 pages, and what is known has none.
+        assert_eq!((error(&growth, 0), error(&growth, 1)), (724, 0));
         assert_eq!(bytes(&growth), [(Some(1), 1024, 1), (Some(2), 512, 1)]);
         growth.touch(3, 6, Some(1), 1, true);
         assert_eq!(bytes(&growth), [(Some(2), 512, 1), (Some(1), 3, 2)]);
@@ -433,6 +481,27 @@ mod tests {
         assert_eq!(bytes(&growth)[0], (Some(2), 512, 1), "touched afterwards");
         growth.none_is_huge(0..2048, 3);
         assert_eq!(bytes(&growth), [(Some(1), 3, 2), (Some(2), 1, 1)]);
+    }
+
+    #[test]
+    fn of_few_faults_that_are_told_none_counts_for_a_huge_page() {
+        let mut growth = Growth::default();
+        growth.touch(1, 5, Some(1), FAULTS_OF_HUGE + 1, true);
+        assert_eq!(bytes(&growth), [(Some(1), FAULTS_OF_HUGE + 1, 1)]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_huge_page_stays() {
+        let mut growth = Growth::default();
+        growth.touch(1, 0, Some(1), 1, true);
+        growth.remove(100..116);
+        assert_eq!(bytes(&growth), [(Some(1), 496, 1)]);
+        growth.touch(2, 100, Some(1), 1, true);
+        assert_eq!(bytes(&growth), [(Some(1), 497, 2)]);
+        growth.touch(3, 1024, Some(2), 1, true);
+        growth.remove(1030..5000);
+        growth.remove(1020..1024);
+        assert_eq!(bytes(&growth), [(Some(1), 497, 2), (Some(2), 6, 1)]);
     }
 
     #[test]

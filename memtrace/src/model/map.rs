@@ -82,6 +82,8 @@ impl AddressSpace {
             region.kind = Kind::Shared;
         } else if flags & (MAP_STACK | MAP_GROWSDOWN) != 0 {
             region.kind = Kind::Stack;
+            // VM_NOHUGEPAGE, calc_vm_flag_bits() of include/linux/mman.h, since 6.7.
+            region.huge = Huge::No;
         }
         if region.is_file_backed() {
             region.offset = event.offset;

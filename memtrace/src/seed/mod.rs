@@ -241,7 +241,7 @@ fn region(map: &MemoryMap) -> SmapsRegion {
         resident_bytes: bytes("Rss"),
         anonymous_bytes: bytes("Anonymous"),
         swapped_bytes: bytes("Swap"),
-        huge_bytes: bytes("AnonHugePages"),
+        huge_bytes: bytes("AnonHugePages").saturating_add(bytes("ShmemPmdMapped")),
         advised_huge: advised_huge(map.extension.vm_flags),
     }
 }
