@@ -2,11 +2,16 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Asserts that this is the machine that `cargo xtask vm` boots.
+/// Whether this is the machine that `cargo xtask vm` boots: its processor is emulated.
+pub fn is_vm() -> bool {
+    std::env::var_os("MEMTRACE_TEST_VM").is_some()
+}
+
+/// Asserts that this is that machine.
 #[track_caller]
 pub fn in_vm() {
     assert!(
-        std::env::var_os("MEMTRACE_TEST_VM").is_some(),
+        is_vm(),
         "this test takes a machine of its own: run `cargo xtask vm`"
     );
 }
