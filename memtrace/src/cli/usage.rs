@@ -23,7 +23,7 @@ pub fn refuse(error: &Error) -> ExitCode {
     })
 }
 
-/// What is wrong and clap's guess at what was meant, without the usage that `--help` has.
+/// What is wrong and clap's guess, or ours, at what was meant, without the usage that `--help` has.
 fn line(error: &Error) -> String {
     let text = error.to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
@@ -33,7 +33,7 @@ fn line(error: &Error) -> String {
     let guess = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix("tip: "))
-        .find(|tip| tip.contains("similar"))
+        .find(|tip| tip.contains("similar") || tip.contains("memtrace "))
         .map(|tip| format!("; {tip}"))
         .unwrap_or_default();
     format!("{what}{guess} (--help says more)")
@@ -78,6 +78,11 @@ mod tests {
         assert_eq!(
             told("rum"),
             "unrecognized subcommand 'rum'; a similar subcommand exists: 'run' (--help says more)"
+        );
+        assert_eq!(
+            told("leaks --from x"),
+            "unexpected argument '--from <FILE>' found; of a recording: memtrace report leaks --from FILE \
+             (--help says more)"
         );
     }
 }
