@@ -255,7 +255,9 @@ fn huge_pages_that_come_unasked_count_whole() {
     let (before, _) = held(&first, "touch_chunk");
     let after_first = touched();
     let enough = after_first + (64 << 20);
+    let end = deadline();
     while touched() < enough {
+        assert!(Instant::now() < end, "{enough} B are not touched");
         std::thread::sleep(Duration::from_millis(500));
     }
     let (until_last, last) = (touched(), daemon.process_now(pid));

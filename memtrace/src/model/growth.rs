@@ -159,7 +159,7 @@ impl Growth {
         *self.by_caller.entry(caller).or_insert(stack)
     }
 
-    /// A page was touched first, by one of `faults` faults; `huge`: it may have brought the huge page around it.
+    /// A page was touched first, by one of `faults` faults; `may_be_huge`: it may have brought the huge page around it.
     pub fn touch(
         &mut self,
         time_ns: u64,

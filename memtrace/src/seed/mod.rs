@@ -253,13 +253,14 @@ fn advised_huge(flags: VmFlags) -> Option<bool> {
 /// Whether anonymous memory of the machine gets huge pages of 2 MiB unasked
 /// (Documentation/admin-guide/mm/transhuge.rst; by size since 6.8).
 pub fn huge_pages_unasked() -> bool {
-    const DIRECTORY: &str = "/sys/kernel/mm/transparent_hugepage";
-    let is = |file: &str, word: &str| {
-        fs::read_to_string(Path::new(DIRECTORY).join(file)).is_ok_and(|text| text.contains(word))
+    let read = |file: &str| {
+        let path = Path::new("/sys/kernel/mm/transparent_hugepage").join(file);
+        fs::read_to_string(path).unwrap_or_default()
     };
-    let of_size = "hugepages-2048kB/enabled";
-    let own = ["[always]", "[madvise]", "[never]"].map(|word| is(of_size, word));
-    own[0] || (own == [false; 3] && is("enabled", "[always]"))
+    let of_size = read("hugepages-2048kB/enabled");
+    let inherits = of_size.is_empty() || of_size.contains("[inherit]");
+    let enabled = if inherits { read("enabled") } else { of_size };
+    enabled.contains("[always]")
 }
 
 fn path(path: &MMapPath) -> Box<str> {
