@@ -92,9 +92,9 @@ fn pages_that_a_control_group_has_no_room_for_are_swapped_and_not_committed() {
     let _alone = alone_in_vm();
     let group = Limited::to(64 * MIB);
     let script = format!(
-        "echo $$ > {}/cgroup.procs && exec {} program-break",
-        group.path.display(),
-        workload("lazy.c").display()
+        "echo $$ > {group}/cgroup.procs && exec {} over-limit {group}/memory.max",
+        workload("lazy.c").display(),
+        group = group.path.display(),
     );
     let traced = trace(&["sh", "-c", &script]);
     traced.finished.exited(0);

@@ -122,6 +122,17 @@ static void paged_out(void)
     touch(block, 16 * MIB, PAGE);
 }
 
+/* Touches more than its control group may have, and lifts that limit: from here on the kernel takes nothing away, and
+   what smaps says stays true to the end. */
+static void over_limit(const char *limit)
+{
+    program_break();
+    int file = open(limit, O_WRONLY);
+    if (file < 0 || write(file, "max", 3) != 3)
+        die("the limit cannot be lifted");
+    close(file);
+}
+
 static void file_read(const char *path)
 {
     int file = open(path, O_RDONLY);
@@ -170,8 +181,8 @@ int main(int argc, char **argv)
         {"populate", populate},     {"huge-pages", huge_pages},       {"shared", shared},
         {"paged-out", paged_out},
     };
-    if (argc == 3 && strcmp(scenario, "file") == 0) {
-        file_read(argv[2]);
+    if (argc == 3 && (strcmp(scenario, "file") == 0 || strcmp(scenario, "over-limit") == 0)) {
+        (scenario[0] == 'f' ? file_read : over_limit)(argv[2]);
         say_smaps();
         return 0;
     }
