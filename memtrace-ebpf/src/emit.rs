@@ -1,31 +1,24 @@
-//! The ring buffer, its wake-ups, and the counters of what did not fit.
+//! Records on their way to the reader: when it is woken, and the counters of what did not fit.
 
-use core::{arch::asm, ptr};
+use core::arch::asm;
 
 use aya_ebpf::{
-    Global,
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_ringbuf_output},
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
     macros::map,
-    maps::{Array, RingBuf},
+    maps::Array,
 };
 use memtrace_common::{
     counter::Counter,
     frame::MAX_WORDS,
-    record::{Header, Kind, PYTHON_LINES_BYTES, PythonCode, Stack},
+    record::{Header, Kind, PYTHON_LINES_BYTES, PythonCode, Record, Stack},
 };
 
-/// The stream. Its size is set when it is loaded.
-#[map]
-static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 25, 0);
+use crate::ring::Ring;
 
 /// Values of [`Counter`], by index.
 #[map]
 static COUNTERS: Array<u64> = Array::with_max_entries(32, 0);
-
-/// Bytes in the ring buffer at which the reader is woken; below, its timer finds them.
-#[unsafe(no_mangle)]
-static WAKEUP_BYTES: Global<u64> = Global::new(1 << 20);
 
 /// 1 while the reader acts on programs, libraries and ends of processes at once: it has probes to place.
 #[map]
@@ -93,24 +86,23 @@ pub fn header_of(kind: Kind, ids: u64) -> Header {
     }
 }
 
-/// Puts a record into the ring buffer, or counts it as lost. True if it went in.
+/// Puts a record into its process's ring buffer, or counts it as lost. True if it went in.
 #[inline(always)]
-pub fn emit<T: 'static>(record: T, lost: Counter, urgency: Urgency) -> bool {
-    let Some(mut entry) = EVENTS.reserve::<T>(0) else {
+pub fn emit<T: Record + 'static>(record: T, lost: Counter, urgency: Urgency) -> bool {
+    let ring = Ring::of(record.header().pid);
+    let Some((ring, mut entry)) = ring.and_then(|ring| Some((ring, ring.reserve::<T>()?))) else {
         count(lost);
         return false;
     };
     entry.write(record);
-    entry.submit(wakeup(urgency));
+    entry.submit(wakeup(ring, urgency));
     true
 }
 
 /// The same for a record that is too large for the BPF stack.
 #[inline(always)]
-pub fn emit_copy<T>(record: &T, lost: Counter, urgency: Urgency) {
-    if EVENTS.output::<T>(record, wakeup(urgency)).is_err() {
-        count(lost);
-    }
+pub fn emit_copy<T: Record>(record: &T, lost: Counter, urgency: Urgency) {
+    emit_bytes(record, size_of::<T>() as u64, lost, urgency);
 }
 
 /// Puts a stack of so many words, fewer than [`MAX_WORDS`], into the ring buffer, or counts it as lost. True if it went in.
@@ -122,19 +114,12 @@ pub fn emit_stack(record: &Stack, count_words: u64) -> bool {
     // SAFETY: arithmetic on a register. As a comparison it would not bound, for the verifier of 6.1, what is loaded
     // once more behind it.
     unsafe { asm!("{0} &= 0xff", inout(reg) words, options(pure, nomem, nostack)) };
-    // SAFETY: the size is within the record.
-    let sent = unsafe {
-        bpf_ringbuf_output(
-            (&raw const EVENTS).cast_mut().cast(),
-            ptr::from_ref(record).cast_mut().cast(),
-            HEAD + 8 * words,
-            wakeup(Urgency::Usual),
-        )
-    };
-    if sent < 0 {
-        count(Counter::LostStack);
-    }
-    sent == 0
+    emit_bytes(
+        record,
+        HEAD + 8 * words,
+        Counter::LostStack,
+        Urgency::Usual,
+    )
 }
 
 /// Puts a code object whose line table has so many bytes, fewer than fit, into the ring buffer, or counts it as lost.
@@ -146,46 +131,49 @@ pub fn emit_python(record: &PythonCode, lines: u64) -> bool {
     let mut lines = lines;
     // SAFETY: as above.
     unsafe { asm!("{0} &= 0xfff", inout(reg) lines, options(pure, nomem, nostack)) };
-    // SAFETY: the size is within the record.
-    let sent = unsafe {
-        bpf_ringbuf_output(
-            (&raw const EVENTS).cast_mut().cast(),
-            ptr::from_ref(record).cast_mut().cast(),
-            HEAD + lines,
-            wakeup(Urgency::Usual),
-        )
-    };
-    if sent < 0 {
-        count(Counter::LostStack);
-    }
-    sent == 0
+    emit_bytes(record, HEAD + lines, Counter::LostStack, Urgency::Usual)
 }
 
-/// Reserves a large record, has it filled and submits it; not where half of the buffer is taken already.
+/// Puts so many bytes of a record, at most its size, into its process's ring buffer, or counts it as lost. True if they
+/// went in.
+#[inline(always)]
+fn emit_bytes<T: Record>(record: &T, bytes: u64, lost: Counter, urgency: Urgency) -> bool {
+    let ring = Ring::of(record.header().pid);
+    let sent = ring.is_some_and(|ring| ring.output(record, bytes, wakeup(ring, urgency)));
+    if !sent {
+        count(lost);
+    }
+    sent
+}
+
+/// Reserves a large record of the current process, has it filled and submits it; not where half of the buffer is taken
+/// already.
 #[inline(always)]
 pub fn emit_with<T: 'static>(fill: impl FnOnce(*mut T)) -> bool {
-    if EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > EVENTS.query(u64::from(BPF_RB_RING_SIZE)) / 2 {
+    let Some(ring) = Ring::of((bpf_get_current_pid_tgid() >> 32) as u32) else {
+        return false;
+    };
+    if ring.is_half_full() {
         return false;
     }
-    let Some(mut entry) = EVENTS.reserve::<T>(0) else {
+    let Some(mut entry) = ring.reserve::<T>() else {
         return false;
     };
     fill(entry.as_mut_ptr());
-    entry.submit(wakeup(Urgency::Usual));
+    entry.submit(wakeup(ring, Urgency::Usual));
     true
 }
 
 /// Flags for a submission: waking the reader costs more than the record, so it is woken by fill level.
 #[inline(always)]
-fn wakeup(urgency: Urgency) -> u64 {
+fn wakeup(ring: Ring, urgency: Urgency) -> u64 {
     let looks = match urgency {
         Urgency::Now => return u64::from(BPF_RB_FORCE_WAKEUP),
         Urgency::Awaited if AWAITED.get(0) == Some(&1) => return u64::from(BPF_RB_FORCE_WAKEUP),
         Urgency::Usual | Urgency::Awaited => true,
         Urgency::Frequent(number) => number % LOOK_EVERY == 0,
     };
-    let filled = looks && EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) >= WAKEUP_BYTES.load();
-    u64::from(if filled {
+    u64::from(if looks && ring.is_to_be_read() {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP

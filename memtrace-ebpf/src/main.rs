@@ -29,6 +29,7 @@ mod mapped;
 mod process;
 mod python;
 mod residency;
+mod ring;
 mod run_time;
 mod sample;
 mod slot;

@@ -88,7 +88,7 @@ pub fn all() -> Vec<Finding> {
                 "BPF programs",
                 "loaded; the verifier takes all of them",
             ));
-            findings.push(ring(&mut object));
+            findings.push(rings(&mut object));
             findings.extend(tracepoints(&mut object));
             findings.push(faults(&object));
             findings.push(mappings());
@@ -163,18 +163,10 @@ fn btf() -> Finding {
     }
 }
 
-fn ring(object: &mut Object) -> Finding {
-    match object.take_ring() {
-        Ok(_) => works(
-            "ring buffer",
-            format!("{} MiB", LoadOptions::default().ring_bytes >> 20),
-        ),
-        Err(error) => broken(
-            "ring buffer",
-            error.to_string(),
-            "rebuild with cargo xtask build",
-        ),
-    }
+fn rings(object: &mut Object) -> Finding {
+    let count = object.take_rings().len();
+    let size = LoadOptions::default().ring_bytes >> 20;
+    works("ring buffers", format!("{count}, {size} MiB together"))
 }
 
 fn tracepoints(object: &mut Object) -> Vec<Finding> {

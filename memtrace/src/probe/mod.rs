@@ -26,6 +26,7 @@ pub mod perf;
 pub mod placement;
 mod plan;
 pub mod points;
+pub mod ring;
 mod run_time;
 mod selection;
 pub mod sideband;

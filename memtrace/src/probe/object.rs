@@ -4,7 +4,7 @@ use std::{fs, io, os::fd::BorrowedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, RingBuf},
+    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, RingBuf},
     programs::Program,
 };
 use memtrace_common::{
@@ -12,13 +12,16 @@ use memtrace_common::{
     growth::Growing,
     heap::{GROUP_SIZE, Point},
     histogram::{FaultHistogram, HistogramKey, KernelCounts},
+    record::MAX_RINGS,
     run_time::RunTime,
     target::{Area, FOLLOW, Target},
     unwind::{CodeSpace, SCRATCH_PER_CPU},
 };
 
 use super::{
-    Error, btf, run_time,
+    Error, btf,
+    ring::{self, Ring},
+    run_time,
     unwind::{MappedRows, SPACES, Spaces},
 };
 use crate::unwind::Kernel;
@@ -38,10 +41,18 @@ const FAULT_SAMPLE: u64 = 64;
 /// Live blocks of a sample that there is room for.
 const SAMPLED_BLOCKS: u32 = 1 << 20;
 
+/// The ring buffers that there may be.
+const RINGS: [&str; MAX_RINGS] = [
+    "RING_0", "RING_1", "RING_2", "RING_3", "RING_4", "RING_5", "RING_6", "RING_7",
+];
+
+/// Size of one that is not used: a page.
+const UNUSED_RING: u32 = 4096;
+
 /// What is decided when the programs are loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Size of the ring buffer in bytes; a power of two.
+    /// Size of all ring buffers together in bytes; a power of two.
     pub ring_bytes: u32,
     /// Slots for calls and faults in flight; a power of two. Threads whose ids are equal modulo this share one.
     pub slots: u32,
@@ -70,7 +81,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
-            ring_bytes: 1 << 25,
+            ring_bytes: ring::default_bytes(cpus()),
             slots: 1 << 16,
             stacks: true,
             fault_sample: FAULT_SAMPLE,
@@ -100,6 +111,7 @@ pub struct Object {
     awaited: Array<MapData, u32>,
     code_spaces: Spaces,
     rows: Option<MappedRows>,
+    rings: Vec<Ring>,
 }
 
 impl Object {
@@ -107,7 +119,8 @@ impl Object {
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
         let offsets = btf::kernel_offsets();
         let per_cpu_offset = kernel_symbol("__per_cpu_offset").unwrap_or(0);
-        let cpus = aya::util::nr_cpus().unwrap_or(0) as u32;
+        let cpus = cpus();
+        let (rings, ring_bytes) = ring::share(options.ring_bytes, cpus);
         let with_fault_stacks = options.stacks && options.tell_faults;
         let fault_sample = if with_fault_stacks {
             options.fault_sample
@@ -116,7 +129,16 @@ impl Object {
         };
         // Without a sample it is not used, and its buckets alone would take 16 MiB.
         let sampled = options.sample_bytes.map_or(1, |_| SAMPLED_BLOCKS);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for (name, number) in RINGS.iter().zip(0..) {
+            let bytes = if number < rings {
+                ring_bytes
+            } else {
+                UNUSED_RING
+            };
+            loader.map_max_entries(name, bytes);
+        }
+        let mut ebpf = loader
             // No relocation of the programs' needs the kernel's types, which take long to read.
             .btf(None)
             .override_global("OFFSETS", &offsets, true)
@@ -131,9 +153,9 @@ impl Object {
             .override_global("AREA", &options.area, true)
             .override_global("TELL_FAULTS", &u8::from(options.tell_faults), true)
             .override_global("FAULT_WINDOWS", &u8::from(options.fault_windows), true)
-            .override_global("WAKEUP_BYTES", &u64::from(options.ring_bytes / 16), true)
+            .override_global("RING_MASK", &(rings - 1), true)
+            .override_global("WAKEUP_BYTES", &u64::from(ring_bytes / 16), true)
             .override_global("AYA_LOG_LEVEL", &(options.log_level as u8), false)
-            .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("CALL_SLOTS", options.slots)
             .map_max_entries("FAULT_SLOTS", options.slots)
             .map_max_entries("SYSCALL_SLOTS", options.slots)
@@ -142,6 +164,7 @@ impl Object {
             .map_max_entries("SAMPLED", sampled)
             .load(OBJECT)
             .map_err(load_error)?;
+        let rings = join_rings(&mut ebpf, rings)?;
         for (name, program) in ebpf.programs_mut() {
             load_program(program)?;
             let info = program.info().ok();
@@ -161,17 +184,14 @@ impl Object {
             awaited: array(&mut ebpf, "AWAITED")?,
             code_spaces: hash(&mut ebpf, SPACES)?,
             rows: Some(MappedRows::take(&mut ebpf, options.unwind_rows)?),
+            rings,
             ebpf,
         })
     }
 
-    /// The reading end of the stream; once.
-    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>, Error> {
-        let map = self
-            .ebpf
-            .take_map("EVENTS")
-            .ok_or(Error::Object { name: "EVENTS" })?;
-        RingBuf::try_from(map).map_err(|_| Error::Object { name: "EVENTS" })
+    /// The reading ends of the stream; once.
+    pub fn take_rings(&mut self) -> Vec<Ring> {
+        std::mem::take(&mut self.rings)
     }
 
     /// The table of unwind rules; once.
@@ -387,6 +407,34 @@ fn load_program(program: &mut Program) -> Result<(), Error> {
         }
     }
     .map_err(program_error)
+}
+
+fn cpus() -> u32 {
+    aya::util::nr_cpus().unwrap_or(0) as u32
+}
+
+/// Puts the first `count` ring buffers where the programs look for them; the others go.
+fn join_rings(ebpf: &mut Ebpf, count: u32) -> Result<Vec<Ring>, Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Map {
+        name: "RINGS",
+        reason: error.to_string(),
+    };
+    let mut rings = Vec::new();
+    for (&name, number) in RINGS.iter().zip(0..) {
+        let map = ebpf.take_map(name).ok_or(Error::Object { name })?;
+        if number < count {
+            let buffer = RingBuf::try_from(map).map_err(|error| failed(&error))?;
+            let map = ebpf
+                .map_mut("RINGS")
+                .ok_or(Error::Object { name: "RINGS" })?;
+            let mut table: ArrayOfMaps<_, RingBuf<MapData>> =
+                ArrayOfMaps::try_from(map).map_err(|error| failed(&error))?;
+            let set = table.set(number, &buffer, 0);
+            set.map_err(|error| failed(&error))?;
+            rings.push(Ring::new(buffer).map_err(|error| failed(&error))?);
+        }
+    }
+    Ok(rings)
 }
 
 fn load_error(error: aya::EbpfError) -> Error {

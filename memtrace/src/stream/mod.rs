@@ -1,7 +1,9 @@
-//! The stream of events of a live trace: ring buffer, mapping records and what /proc said, in one order.
+//! The stream of events of a live trace: ring buffers, mapping records and what /proc said, in one order.
 
 pub mod decode;
+mod merge;
 mod order;
+mod rings;
 mod totals;
 
 use std::{
@@ -9,18 +11,19 @@ use std::{
     path::PathBuf,
 };
 
-use aya::maps::{MapData, RingBuf};
 use memtrace_common::counter::Counter;
 use rustc_hash::FxHashMap;
 
 use crate::{
     event::{Event, EventKind, Pid},
-    probe::{Error, area::Area, object::Object, sideband::Sideband},
+    probe::{Error, area::Area, object::Object, ring::Ring, sideband::Sideband},
     stack::symbolize::Mapping,
     unwind::Unwinder,
 };
 
 use decode::Decoded;
+use merge::Left;
+use rings::Rings;
 use totals::Counts;
 
 /// Records taken at a time: keeps a drain short enough for timers and signals to have their turn.
@@ -28,34 +31,32 @@ const BATCH: usize = 8192;
 
 /// Merges all sources of a live trace.
 pub struct Stream {
-    ring: RingBuf<MapData>,
+    rings: Rings,
     order: order::Order,
     starts: FxHashMap<Pid, u64>,
     counted: [u64; Counter::ALL.len()],
-    undecodable: u64,
     unseen_ends: u64,
     /// Mapping records that CPUs took with them when they went.
     unread_mappings: u64,
     unwinder: Unwinder,
     /// Where the kernel side knows a sample of the faults alone.
     counts: Option<Counts>,
-    /// The last drain left nothing behind.
+    /// The last drain left nothing behind that was written when it began.
     emptied: bool,
-    /// One did since [`Stream::caught_up`] was asked.
+    /// One did so since [`Stream::caught_up`] was asked.
     caught_up: bool,
     batch: Vec<Decoded>,
     side: Vec<Event>,
 }
 
 impl Stream {
-    /// A stream over the ring buffer of a loaded object.
-    pub fn new(ring: RingBuf<MapData>, unwinder: Unwinder) -> Self {
-        Self {
-            ring,
+    /// A stream over the ring buffers of a loaded object.
+    pub fn new(rings: Vec<Ring>, unwinder: Unwinder) -> Result<Self, Error> {
+        Ok(Self {
+            rings: Rings::new(rings)?,
             order: order::Order::default(),
             starts: FxHashMap::default(),
             counted: [0; Counter::ALL.len()],
-            undecodable: 0,
             unseen_ends: 0,
             unread_mappings: 0,
             unwinder,
@@ -64,7 +65,7 @@ impl Stream {
             caught_up: false,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
-        }
+        })
     }
 
     /// Tells when tracing of a process began; forks are learnt from the stream itself.
@@ -126,7 +127,7 @@ impl Stream {
         self.unwinder.leave_growth(pid);
     }
 
-    /// Whether the buffer was found empty since this was asked last: what was written before then was read.
+    /// Whether all that was written when this was asked last was read since.
     pub fn caught_up(&mut self) -> bool {
         std::mem::take(&mut self.caught_up)
     }
@@ -161,7 +162,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes up to one batch of records and delivers them in order. False when the ring buffer was empty.
+    /// Takes up to one batch of records and delivers them in order. False when nothing was left in the ring buffers.
     pub fn drain(
         &mut self,
         object: &mut Object,
@@ -169,20 +170,10 @@ impl Stream {
         deliver: &mut dyn FnMut(Event),
     ) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
-        while batch.len() < BATCH
-            && let Some(record) = self.ring.next()
-        {
-            match decode::decode(&record) {
-                Ok(decoded) => batch.push(decoded),
-                Err(error) => {
-                    log::debug!("{error}");
-                    self.undecodable += 1;
-                }
-            }
-        }
-        self.emptied = batch.len() < BATCH;
+        let left = self.rings.take(BATCH, &mut batch);
+        self.emptied = left != Left::More;
         self.caught_up |= self.emptied;
-        // Read after the ring: a mapping's record is written before its system call returns.
+        // Read after the rings: a mapping's record is written before its system call returns.
         let lost = sideband.drain(&mut self.side) + std::mem::take(&mut self.unread_mappings);
         for event in self.side.drain(..) {
             self.order.push(event);
@@ -190,7 +181,7 @@ impl Stream {
         if lost > 0 {
             deliver(counted("mmap_records", lost, true));
         }
-        let any = !batch.is_empty();
+        let any = !batch.is_empty() || left != Left::Nothing;
         for decoded in batch.drain(..) {
             self.deliver_before(decoded.time_ns(), deliver);
             match decoded {
@@ -261,12 +252,9 @@ impl Stream {
         for (name, reason) in self.unwinder.take_unsupported() {
             deliver(unsupported(&name, &reason));
         }
-        if self.undecodable > 0 {
-            deliver(counted(
-                "undecodable",
-                std::mem::take(&mut self.undecodable),
-                false,
-            ));
+        let undecodable = self.rings.take_undecodable();
+        if undecodable > 0 {
+            deliver(counted("undecodable", undecodable, false));
         }
         if self.unseen_ends > 0 {
             let count = std::mem::take(&mut self.unseen_ends);
@@ -315,7 +303,7 @@ impl Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ring.as_fd()
+        self.rings.as_fd()
     }
 }
 

@@ -114,7 +114,7 @@ impl Session {
         } else {
             unwinder.choose();
         }
-        let mut stream = Stream::new(object.take_ring()?, unwinder);
+        let mut stream = Stream::new(object.take_rings(), unwinder)?;
         if options.load.fault_windows {
             stream.count_faults_by_kernel();
         }
