@@ -1,6 +1,7 @@
 //! Options, help and the commands that need no trace.
 
 use std::path::Path;
+use std::process::Command;
 
 use memtrace_tests::binary::memtrace;
 use memtrace_tests::child::run;
@@ -184,8 +185,16 @@ fn run_says_when_it_traces() {
 fn doctor_says_what_this_machine_can_do() {
     let output = run(&mut memtrace(&["doctor"])).exited(0).output();
     assert!(output.lines().count() >= 5, "{output}");
+    let mut getconf = Command::new("getconf");
+    let cpus = run(getconf.arg("_NPROCESSORS_ONLN")).exited(0).output();
+    let rings = cpus
+        .trim()
+        .parse::<usize>()
+        .expect("a number")
+        .next_power_of_two()
+        .min(8);
     assert!(
-        output.contains("BTF") && output.contains("ring buffer"),
+        output.contains("BTF") && output.contains(&format!("ring buffers: {rings}, ")),
         "{output}"
     );
 }

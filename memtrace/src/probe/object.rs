@@ -81,7 +81,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
-            ring_bytes: ring::default_bytes(cpus()),
+            ring_bytes: ring::default_bytes(online_cpus()),
             slots: 1 << 16,
             stacks: true,
             fault_sample: FAULT_SAMPLE,
@@ -119,8 +119,8 @@ impl Object {
     pub fn load(options: &LoadOptions) -> Result<Self, Error> {
         let offsets = btf::kernel_offsets();
         let per_cpu_offset = kernel_symbol("__per_cpu_offset").unwrap_or(0);
-        let cpus = cpus();
-        let (rings, ring_bytes) = ring::share(options.ring_bytes, cpus);
+        let cpus = aya::util::nr_cpus().unwrap_or(0) as u32;
+        let (rings, ring_bytes) = ring::share(options.ring_bytes, online_cpus());
         let with_fault_stacks = options.stacks && options.tell_faults;
         let fault_sample = if with_fault_stacks {
             options.fault_sample
@@ -409,8 +409,8 @@ fn load_program(program: &mut Program) -> Result<(), Error> {
     .map_err(program_error)
 }
 
-fn cpus() -> u32 {
-    aya::util::nr_cpus().unwrap_or(0) as u32
+fn online_cpus() -> u32 {
+    aya::util::online_cpus().map_or(1, |cpus| cpus.len() as u32)
 }
 
 /// Puts the first `count` ring buffers where the programs look for them; the others go.
