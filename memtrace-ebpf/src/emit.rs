@@ -74,8 +74,12 @@ pub fn header(kind: Kind) -> Header {
 /// The same, where the thread's ids are at hand: process above, thread below.
 #[inline(always)]
 pub fn header_of(kind: Kind, ids: u64) -> Header {
-    // SAFETY: the helper takes no argument.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
+    header_at(kind, ids, now_ns())
+}
+
+/// The same, as of a moment.
+#[inline(always)]
+pub fn header_at(kind: Kind, ids: u64, time_ns: u64) -> Header {
     Header {
         kind: kind as u16,
         flags: 0,
@@ -84,6 +88,14 @@ pub fn header_of(kind: Kind, ids: u64) -> Header {
         extra: 0,
         time_ns,
     }
+}
+
+/// The time that records have, `CLOCK_MONOTONIC` in nanoseconds. The reader relies on it to be read before there is room
+/// for the record, and after all that the record refers to was put into a buffer.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Puts a record into its process's ring buffer, or counts it as lost. True if it went in.
@@ -146,20 +158,21 @@ fn emit_bytes<T: Record>(record: &T, bytes: u64, lost: Counter, urgency: Urgency
     sent
 }
 
-/// Reserves a large record of the current process, has it filled and submits it; not where half of the buffer is taken
-/// already.
+/// Reserves a large record of the current process, has it filled, as of the moment that is given with it, and submits
+/// it; not where half of the buffer is taken already.
 #[inline(always)]
-pub fn emit_with<T: 'static>(fill: impl FnOnce(*mut T)) -> bool {
+pub fn emit_with<T: 'static>(fill: impl FnOnce(*mut T, u64)) -> bool {
     let Some(ring) = Ring::of((bpf_get_current_pid_tgid() >> 32) as u32) else {
         return false;
     };
+    let time_ns = now_ns();
     if ring.is_half_full() {
         return false;
     }
     let Some(mut entry) = ring.reserve::<T>() else {
         return false;
     };
-    fill(entry.as_mut_ptr());
+    fill(entry.as_mut_ptr(), time_ns);
     entry.submit(wakeup(ring, Urgency::Usual));
     true
 }

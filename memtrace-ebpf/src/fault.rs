@@ -19,7 +19,7 @@ use memtrace_common::{
 };
 
 use crate::{
-    emit::{Urgency, add, count, emit, header_of},
+    emit::{Urgency, add, count, emit, header_of, now_ns},
     fault_stack, fault_window, floor,
     process::{field, offsets},
     run_time::{Hook, measured},
@@ -238,6 +238,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
     };
     if fault_stack::takes(&mut slot.until_sample, major != 0) {
         record.stack = fault_stack::take(ctx, cs & 3 == 0);
+        record.header.time_ns = now_ns();
     }
     // Only now: a read of the stack that fails is a fault that has a start and no end.
     slot.ended = 1;

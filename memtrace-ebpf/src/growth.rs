@@ -54,12 +54,13 @@ fn touch(ctx: &PerfEventContext) {
     if fault::told_at_start(ids as u32, address) & FAULT_PROTECTION != 0 {
         return;
     }
+    let stack = fault_stack::take(ctx, cs & 3 == 0);
     let mut header = header_of(Kind::Touch, ids);
     header.extra = stands_for;
     let record = Touch {
         header,
         address,
-        stack: fault_stack::take(ctx, cs & 3 == 0),
+        stack,
     };
     emit(record, Counter::LostTouch, Urgency::Usual);
 }

@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::{
     Global,
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
-    helpers::{bpf_get_smp_processor_id, generated},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, generated},
     macros::map,
     maps::{Array, HashMap},
 };
@@ -17,7 +17,7 @@ use memtrace_common::{
 };
 
 use crate::{
-    emit::{self, Urgency, count, emit, header},
+    emit::{self, Urgency, count, emit, header, header_at},
     heap, mapped,
     process::{current_mm, field, offsets},
     python, target,
@@ -261,13 +261,13 @@ fn copy(from: &Start) -> u64 {
     const LARGE: usize = 64 << 10;
     let used = used(from.registers.sp, LARGE as u64);
     let sent = if used < SMALL as u64 {
-        emit::emit_with(|record: *mut Copied<SMALL>| _ = fill(record, from, used))
+        emit::emit_with(|record: *mut Copied<SMALL>, at| _ = fill(record, from, used, at))
     } else if used < MIDDLE as u64 {
-        emit::emit_with(|record: *mut Copied<MIDDLE>| fill_or_pages(record, from, used))
+        emit::emit_with(|record: *mut Copied<MIDDLE>, at| fill_or_pages(record, from, used, at))
     } else if used < LARGE as u64 {
-        emit::emit_with(|record: *mut Copied<LARGE>| fill_or_pages(record, from, used))
+        emit::emit_with(|record: *mut Copied<LARGE>, at| fill_or_pages(record, from, used, at))
     } else {
-        emit::emit_with(|record: *mut Copied<MIDDLE>| fill_pages(record, from))
+        emit::emit_with(|record: *mut Copied<MIDDLE>, at| fill_pages(record, from, at))
     };
     if !sent {
         count(Counter::UnwindNotCopied);
@@ -291,7 +291,7 @@ fn used(sp: u64, most: u64) -> u64 {
 
 /// Reads the first `length` bytes, fewer than BYTES, a power of two. Tells whether they could be read.
 #[inline(always)]
-fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64) -> bool {
+fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64, at: u64) -> bool {
     let mut length = length;
     // SAFETY: adds nothing to a register. The compiler, which knows the bound from the caller, is not to leave out what
     // tells the verifier of 6.1.
@@ -302,22 +302,22 @@ fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u
         let bytes = (&raw mut (*record).bytes).cast();
         let from = start.registers.sp as *const _;
         let read = generated::bpf_probe_read_user(bytes, length as u32, from) == 0;
-        (&raw mut (*record).head).write(head(start, if read { length } else { 0 }));
+        (&raw mut (*record).head).write(head(start, if read { length } else { 0 }, at));
         read
     }
 }
 
 /// The same; where a page on the way is not there, as above a handler's stack, what lies below.
 #[inline(always)]
-fn fill_or_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64) {
-    if !fill(record, start, length) {
-        fill_pages(record, start);
+fn fill_or_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64, at: u64) {
+    if !fill(record, start, length, at) {
+        fill_pages(record, start, at);
     }
 }
 
 /// Reads up to the end of the stack pointer's page, and the page above.
 #[inline(always)]
-fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start) {
+fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, at: u64) {
     const { assert!(BYTES as u64 >= 2 * PAGE) };
     let sp = start.registers.sp;
     let first = PAGE - (sp & (PAGE - 1));
@@ -333,12 +333,12 @@ fn fill_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start) {
                 length += PAGE;
             }
         }
-        (&raw mut (*record).head).write(head(start, length));
+        (&raw mut (*record).head).write(head(start, length, at));
     }
 }
 
 #[inline(always)]
-fn head(start: &Start, length: u64) -> StackCopy {
+fn head(start: &Start, length: u64, at: u64) -> StackCopy {
     let (trampoline_at, returns_to) = if start.flags & COPY_OF_FAULT != 0 {
         heap::call_in_flight().unwrap_or((0, 0))
     } else {
@@ -348,7 +348,7 @@ fn head(start: &Start, length: u64) -> StackCopy {
         header: Header {
             flags: start.flags,
             extra: length as u32,
-            ..header(Kind::StackCopy)
+            ..header_at(Kind::StackCopy, bpf_get_current_pid_tgid(), at)
         },
         registers: start.registers,
         kernel_ip: start.kernel_ip,

@@ -164,9 +164,20 @@ fn btf() -> Finding {
 }
 
 fn rings(object: &mut Object) -> Finding {
-    let count = object.take_rings().len();
-    let size = LoadOptions::default().ring_bytes >> 20;
-    works("ring buffers", format!("{count}, {size} MiB together"))
+    match object.take_rings() {
+        Ok(rings) => {
+            let size = LoadOptions::default().ring_bytes >> 20;
+            works(
+                "ring buffers",
+                format!("{}, {size} MiB together", rings.len()),
+            )
+        }
+        Err(error) => broken(
+            "ring buffers",
+            error.to_string(),
+            "rebuild with cargo xtask build",
+        ),
+    }
 }
 
 fn tracepoints(object: &mut Object) -> Vec<Finding> {

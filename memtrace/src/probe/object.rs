@@ -81,7 +81,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
-            ring_bytes: ring::default_bytes(online_cpus()),
+            ring_bytes: ring::default_bytes(usable_cpus()),
             slots: 1 << 16,
             stacks: true,
             fault_sample: FAULT_SAMPLE,
@@ -111,7 +111,7 @@ pub struct Object {
     awaited: Array<MapData, u32>,
     code_spaces: Spaces,
     rows: Option<MappedRows>,
-    rings: Vec<Ring>,
+    rings: Option<Vec<Ring>>,
 }
 
 impl Object {
@@ -120,7 +120,7 @@ impl Object {
         let offsets = btf::kernel_offsets();
         let per_cpu_offset = kernel_symbol("__per_cpu_offset").unwrap_or(0);
         let cpus = aya::util::nr_cpus().unwrap_or(0) as u32;
-        let (rings, ring_bytes) = ring::share(options.ring_bytes, online_cpus());
+        let (rings, ring_bytes) = ring::share(options.ring_bytes, usable_cpus());
         let with_fault_stacks = options.stacks && options.tell_faults;
         let fault_sample = if with_fault_stacks {
             options.fault_sample
@@ -184,14 +184,14 @@ impl Object {
             awaited: array(&mut ebpf, "AWAITED")?,
             code_spaces: hash(&mut ebpf, SPACES)?,
             rows: Some(MappedRows::take(&mut ebpf, options.unwind_rows)?),
-            rings,
+            rings: Some(rings),
             ebpf,
         })
     }
 
     /// The reading ends of the stream; once.
-    pub fn take_rings(&mut self) -> Vec<Ring> {
-        std::mem::take(&mut self.rings)
+    pub fn take_rings(&mut self) -> Result<Vec<Ring>, Error> {
+        self.rings.take().ok_or(Error::Object { name: "RINGS" })
     }
 
     /// The table of unwind rules; once.
@@ -409,8 +409,9 @@ fn load_program(program: &mut Program) -> Result<(), Error> {
     .map_err(program_error)
 }
 
-fn online_cpus() -> u32 {
-    aya::util::online_cpus().map_or(1, |cpus| cpus.len() as u32)
+/// Those that may be used here: in a container fewer than there are, and there memory is short too.
+fn usable_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32)
 }
 
 /// Puts the first `count` ring buffers where the programs look for them; the others go.

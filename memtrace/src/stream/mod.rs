@@ -45,6 +45,8 @@ pub struct Stream {
     emptied: bool,
     /// One did so since [`Stream::caught_up`] was asked.
     caught_up: bool,
+    /// The last drain left what a record holds up that was being written.
+    held: bool,
     batch: Vec<Decoded>,
     side: Vec<Event>,
 }
@@ -63,6 +65,7 @@ impl Stream {
             counts: None,
             emptied: false,
             caught_up: false,
+            held: false,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
         })
@@ -162,7 +165,12 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes up to one batch of records and delivers them in order. False when nothing was left in the ring buffers.
+    /// Whether the last drain left what is there, since a record before it was still being written.
+    pub fn is_held_up(&self) -> bool {
+        self.held
+    }
+
+    /// Takes up to one batch of records and delivers them in order. False when nothing was left that can be read now.
     pub fn drain(
         &mut self,
         object: &mut Object,
@@ -171,7 +179,8 @@ impl Stream {
     ) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
         let left = self.rings.take(BATCH, &mut batch);
-        self.emptied = left != Left::More;
+        self.emptied = matches!(left, Left::Nothing | Left::Younger);
+        self.held = left == Left::Held;
         self.caught_up |= self.emptied;
         // Read after the rings: a mapping's record is written before its system call returns.
         let lost = sideband.drain(&mut self.side) + std::mem::take(&mut self.unread_mappings);
@@ -181,7 +190,7 @@ impl Stream {
         if lost > 0 {
             deliver(counted("mmap_records", lost, true));
         }
-        let any = !batch.is_empty() || left != Left::Nothing;
+        let any = !batch.is_empty() || matches!(left, Left::Younger | Left::More);
         for decoded in batch.drain(..) {
             self.deliver_before(decoded.time_ns(), deliver);
             match decoded {

@@ -1,6 +1,10 @@
 //! The kernel side's ring buffers, read and decoded as one.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    thread,
+    time::Duration,
+};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
@@ -12,6 +16,10 @@ use crate::{
     probe::{Error, ring::Ring},
     seed,
 };
+
+/// How often buffers are looked at that a record holds up which is being written, and the time in between.
+const LOOKS: u32 = 8;
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// All ring buffers.
 pub struct Rings {
@@ -37,14 +45,23 @@ impl Rings {
         })
     }
 
-    /// Takes records that are there by now, up to so many.
+    /// Takes records that are there by now, up to so many. Waits a little for one that is being written: it takes a
+    /// microsecond, unless whoever writes it lost the processor.
     pub fn take(&mut self, most: usize, into: &mut Vec<Decoded>) -> Left {
-        let until_ns = if self.merge.is_several() {
-            seed::now_ns()
-        } else {
-            u64::MAX
-        };
-        self.merge.take(until_ns, most, into)
+        let mut left = Left::Held;
+        for _ in 0..LOOKS {
+            let until_ns = if self.merge.is_several() {
+                seed::now_ns()
+            } else {
+                u64::MAX
+            };
+            left = self.merge.take(until_ns, most, into);
+            if left != Left::Held {
+                break;
+            }
+            thread::sleep(PAUSE);
+        }
+        left
     }
 
     /// Records that could not be read, since the last call.

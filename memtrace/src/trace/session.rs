@@ -114,7 +114,7 @@ impl Session {
         } else {
             unwinder.choose();
         }
-        let mut stream = Stream::new(object.take_rings(), unwinder)?;
+        let mut stream = Stream::new(object.take_rings()?, unwinder)?;
         if options.load.fault_windows {
             stream.count_faults_by_kernel();
         }
@@ -251,7 +251,7 @@ impl Session {
         // A busy process fills the buffer as fast as it is drained: nothing new from here on.
         loop {
             self.object.forget_all();
-            if !self.drain() {
+            if !self.drain() && !self.stream.is_held_up() {
                 break;
             }
         }
