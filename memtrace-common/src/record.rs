@@ -1,4 +1,4 @@
-//! Records of the ring buffer. Each begins with a [`Header`], whose `kind` says which struct follows.
+//! Records of the ring buffers. Each begins with a [`Header`], whose `kind` says which struct follows.
 
 use crate::{frame::MAX_WORDS, unwind::Registers};
 

@@ -126,12 +126,7 @@ pub fn emit_stack(record: &Stack, count_words: u64) -> bool {
     // SAFETY: arithmetic on a register. As a comparison it would not bound, for the verifier of 6.1, what is loaded
     // once more behind it.
     unsafe { asm!("{0} &= 0xff", inout(reg) words, options(pure, nomem, nostack)) };
-    emit_bytes(
-        record,
-        HEAD + 8 * words,
-        Counter::LostStack,
-        Urgency::Usual,
-    )
+    emit_bytes(record, HEAD + 8 * words, Counter::LostStack, Urgency::Usual)
 }
 
 /// Puts a code object whose line table has so many bytes, fewer than fit, into the ring buffer, or counts it as lost.

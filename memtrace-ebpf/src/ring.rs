@@ -31,7 +31,9 @@ macro_rules! buffers {
     )*};
 }
 
-buffers!(RING_0, RING_1, RING_2, RING_3, RING_4, RING_5, RING_6, RING_7);
+buffers!(
+    RING_0, RING_1, RING_2, RING_3, RING_4, RING_5, RING_6, RING_7
+);
 
 /// Number of buffers in use less one; they are a power of two.
 #[unsafe(no_mangle)]

@@ -291,7 +291,12 @@ fn used(sp: u64, most: u64) -> u64 {
 
 /// Reads the first `length` bytes, fewer than BYTES, a power of two. Tells whether they could be read.
 #[inline(always)]
-fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64, at: u64) -> bool {
+fn fill<const BYTES: usize>(
+    record: *mut Copied<BYTES>,
+    start: &Start,
+    length: u64,
+    at: u64,
+) -> bool {
     let mut length = length;
     // SAFETY: adds nothing to a register. The compiler, which knows the bound from the caller, is not to leave out what
     // tells the verifier of 6.1.
@@ -309,7 +314,12 @@ fn fill<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u
 
 /// The same; where a page on the way is not there, as above a handler's stack, what lies below.
 #[inline(always)]
-fn fill_or_pages<const BYTES: usize>(record: *mut Copied<BYTES>, start: &Start, length: u64, at: u64) {
+fn fill_or_pages<const BYTES: usize>(
+    record: *mut Copied<BYTES>,
+    start: &Start,
+    length: u64,
+    at: u64,
+) {
     if !fill(record, start, length, at) {
         fill_pages(record, start, at);
     }

@@ -3,7 +3,7 @@
 //! One direction, no way back:
 //!
 //! ```text
-//! probe → ring buffer → stream (decode) → Event → Model::apply → report | export
+//! probe → ring buffers → stream (decode) → Event → Model::apply → report | export
 //!                                           │
 //!                                           └→ store (replay gives the same Events to the same Model)
 //! ```

@@ -162,7 +162,7 @@ impl Attach {
 
 async fn follow(session: &mut Session, duration: Option<Duration>) -> Result<u8> {
     let mut signals = Signals::new().context("cannot take signals over")?;
-    let wake = watch::buffer(session).context("cannot watch the ring buffer")?;
+    let wake = watch::buffer(session).context("cannot watch the ring buffers")?;
     let mut drain = interval(DRAIN);
     drain.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tick = interval(TICK);

@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// How often what the ring buffer holds is taken when it does not fill up.
+/// How often what the ring buffers hold is taken when none fills up.
 pub(super) const DRAIN: Duration = Duration::from_millis(20);
 /// How often counts are reported and the recording goes out to the disk.
 pub(super) const TICK: Duration = Duration::from_secs(1);
@@ -132,7 +132,7 @@ fn report(session: Session, output: &mut Output, ended: Ended) -> Result<u8> {
 /// Takes events until the command ends. Ctrl-C reaches the command through its terminal and ends it or not;
 /// the second one ends the trace.
 async fn follow(session: &mut Session, pid: u32, mut signals: Signals) -> Result<Ended> {
-    let wake = watch::buffer(session).context("cannot watch the ring buffer")?;
+    let wake = watch::buffer(session).context("cannot watch the ring buffers")?;
     let exit = watch::exit(pid).context("cannot watch the command")?;
     let mut drain = interval(DRAIN);
     drain.set_missed_tick_behavior(MissedTickBehavior::Delay);

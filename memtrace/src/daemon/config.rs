@@ -25,7 +25,7 @@ pub struct Config {
     pub runtime_directory: PathBuf,
     /// For the history.
     pub state_directory: PathBuf,
-    /// Size of the ring buffer in bytes.
+    /// Size of all ring buffers together in bytes.
     #[serde(deserialize_with = "size")]
     pub ring_buffer: u64,
     /// Of so many faults the latency of one is measured, on average; all are counted.

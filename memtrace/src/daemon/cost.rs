@@ -75,7 +75,7 @@ fn resident() -> u64 {
     kib.saturating_mul(1024)
 }
 
-/// Resident bytes that are maps' own: the ring buffer's data twice, and the unwind rules.
+/// Resident bytes that are maps' own: the ring buffers' data twice, and the unwind rules.
 fn mapped_bytes() -> u64 {
     let mappings = Process::myself().and_then(|process| process.smaps());
     mappings.map_or(0, |mappings| of_maps(&mappings))

@@ -66,7 +66,7 @@ pub enum DaemonError {
         /// As configured.
         name: String,
     },
-    /// Signals, timers or the ring buffer.
+    /// Signals, timers or the ring buffers.
     #[error("cannot wait for events: {source}")]
     Wait {
         /// The system's error.

@@ -43,7 +43,7 @@ use crate::{
     trace::{Options, Session, naming::Naming, selector::Selector, watch},
 };
 
-/// How often the ring buffer is emptied when it does not fill.
+/// How often the ring buffers are emptied when none fills.
 const DRAIN: Duration = Duration::from_millis(100);
 /// How often everything is read.
 const TICK: Duration = Duration::from_secs(1);

@@ -38,11 +38,11 @@ impl Ring {
     }
 
     /// The next record; `None` where there is none, or it is not written to its end.
-    pub fn next(&mut self) -> Option<RingBufItem<'_>> {
+    pub fn take(&mut self) -> Option<RingBufItem<'_>> {
         self.buffer.next()
     }
 
-    /// Whether there is a record that was not taken: where [`Ring::next`] has none, one that is not written to its end,
+    /// Whether there is a record that was not taken: where [`Ring::take`] has none, one that is not written to its end,
     /// or came just now.
     pub fn has_more(&self) -> bool {
         self.positions.differ()

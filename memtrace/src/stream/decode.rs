@@ -1,4 +1,4 @@
-//! Bytes of the ring buffer to [`Event`]s.
+//! Bytes of the ring buffers to [`Event`]s.
 //!
 //! The only place that reads wire structs. It never panics and never trusts a length: a record that is
 //! shorter than its kind says, or of an unknown kind, is an error to be counted.

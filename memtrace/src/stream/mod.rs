@@ -100,7 +100,7 @@ impl Stream {
         self.unwinder.prepare(files);
     }
 
-    /// Adds an event that did not come through the ring buffer, to be delivered at its time.
+    /// Adds an event that did not come through a ring buffer, to be delivered at its time.
     pub fn push(&mut self, event: Event) {
         // What is mapped already need not wait for its turn.
         if let EventKind::Smaps(_) = event.kind {
@@ -218,11 +218,11 @@ impl Stream {
     /// Brings the kernel side's unwind tables up to what was drained. True where they still are behind: drain
     /// once more.
     pub fn publish(&mut self, object: &mut Object) -> bool {
-        // A table says up to where it was made, which is known only where nothing was left in the buffer.
+        // A table says up to where it was made, which is known only where nothing was left of before the drain.
         self.emptied && self.unwinder.publish(object)
     }
 
-    /// Delivers what came otherwise than through the ring buffer, up to a time.
+    /// Delivers what came otherwise than through a ring buffer, up to a time.
     pub fn deliver_before(&mut self, time_ns: u64, deliver: &mut dyn FnMut(Event)) {
         let Self {
             order,

@@ -1,4 +1,4 @@
-//! Holds events that come beside the ring buffer until their time has come.
+//! Holds events that come beside the ring buffers until their time has come.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 

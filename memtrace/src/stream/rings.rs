@@ -97,7 +97,7 @@ impl Source for Reader {
     fn next(&mut self) -> Next {
         let mut looked_again = false;
         loop {
-            if let Some(record) = self.ring.next() {
+            if let Some(record) = self.ring.take() {
                 match decode::decode(&record) {
                     Ok(decoded) => return Next::Record(decoded),
                     Err(error) => {

@@ -206,7 +206,7 @@ impl Session {
     /// Once a second: counts of what was lost, fault totals, and the recording out to the disk.
     ///
     /// A process whose end was not told (its record was lost, or it ended while it was attached to) is found out
-    /// here, the second time it is missed, once the buffer was found empty in between: its end may be in there still.
+    /// here, the second time it is missed, once all was read that had been written by then: its end may be in a buffer still.
     pub fn tick(&mut self) {
         let caught_up = self.stream.caught_up();
         self.follow_cpus();

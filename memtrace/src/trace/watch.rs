@@ -10,7 +10,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::Session;
 
-/// Readable when the stream's buffer fills; the descriptor is a copy, the buffer stays the session's.
+/// Readable when one of the stream's buffers fills; the descriptor is a copy, the buffers stay the session's.
 pub fn buffer(session: &Session) -> io::Result<AsyncFd<OwnedFd>> {
     readable(session.wake().try_clone_to_owned()?)
 }

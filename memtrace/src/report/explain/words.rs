@@ -242,7 +242,7 @@ pub(super) const ENTRIES: &[Entry] = &[
             "ring_full_stack",
             "ring buffer",
         ],
-        meaning: "The ring buffer between the kernel and memtrace had no room: the program made events faster than they were read.",
+        meaning: "A ring buffer between the kernel and memtrace had no room: programs made events faster than they were read.",
         action: "Give memtrace a processor of its own, record with -o to a fast disk, or trace less: --no-heap, --no-stacks, --sample-bytes.",
     },
     Entry {
