@@ -11,10 +11,6 @@ pub struct Coverage {
     pub events: u64,
     /// Processes dropped to bound memory.
     pub processes_dropped: u64,
-    /// Unmatched frees of heaps that are gone (exec, dropped processes).
-    pub unmatched_frees: u64,
-    /// Blocks of such heaps whose address was handed out again without a free.
-    pub implied_frees: u64,
     lost: u64,
     undecodable: u64,
     truncated: bool,
@@ -61,16 +57,15 @@ impl Coverage {
         }
     }
 
-    /// For the report, with what the heaps that are still there add.
+    /// For the report, with what heaps add.
     pub fn document(&self, unmatched_frees: u64, implied_frees: u64) -> document::Coverage {
         let mut lost_by_reason: BTreeMap<String, u64> = self
             .by_reason
             .iter()
             .map(|(reason, count)| (reason.to_string(), *count))
             .collect();
-        let implied = self.implied_frees.saturating_add(implied_frees);
-        if implied > 0 {
-            *lost_by_reason.entry("implied_free".to_owned()).or_default() += implied;
+        if implied_frees > 0 {
+            *lost_by_reason.entry("implied_free".to_owned()).or_default() += implied_frees;
         }
         document::Coverage {
             events: self.events,
@@ -78,7 +73,7 @@ impl Coverage {
             truncated: self.truncated,
             lost_by_reason,
             undecodable: self.undecodable,
-            unmatched_frees: self.unmatched_frees.saturating_add(unmatched_frees),
+            unmatched_frees,
             probes: self.probes.clone(),
             processes_dropped: self.processes_dropped,
             left_out: Vec::new(),

@@ -17,39 +17,67 @@ use super::{
     Model, address_space,
     growth::GrowthUses,
     heap::Counts,
-    process::{HeapSeen, Process, Space, modules},
+    process::{HeapSeen, Process, ProcessId, Space, modules},
     region::Kind,
+    shard::Shard,
     site::SiteUses,
     site_rows::{self, Names},
 };
 
+/// Where a row stands in a report: the command is first, the others come by age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    after_command: bool,
+    start_ns: u64,
+    id: ProcessId,
+}
+
 impl Model {
     /// The whole report, as of now or of the end of the trace.
     pub fn document(&self) -> Document {
-        let mut processes: Vec<_> = self.processes.iter().collect();
-        processes.sort_by_key(|(id, process)| (self.command != Some(**id), process.start_ns, **id));
-        let rows = processes.into_iter();
-        self.document_with(
-            rows.filter_map(|(_, process)| self.full_row(process))
-                .collect(),
-        )
+        let rows = (0..self.shards.len()).flat_map(|shard| self.rows_of(shard));
+        self.document_of_rows(rows.collect())
+    }
+
+    /// The rows of the processes that one shard has, for [`Model::document_of_rows`].
+    pub fn rows_of(&self, shard: usize) -> Vec<(Place, Row)> {
+        let Some(shard) = self.shards.get(shard) else {
+            return Vec::new();
+        };
+        let command = self.coordinator.command;
+        let row = |(&id, process): (&ProcessId, &Process)| {
+            let place = Place {
+                after_command: command != Some(id),
+                start_ns: process.start_ns,
+                id,
+            };
+            Some((place, self.full_row(shard, process)?))
+        };
+        shard.processes.iter().filter_map(row).collect()
+    }
+
+    /// The whole report, of the rows of all shards.
+    pub fn document_of_rows(&self, mut rows: Vec<(Place, Row)>) -> Document {
+        rows.sort_by_key(|(place, _)| *place);
+        self.document_with(rows.into_iter().map(|(_, row)| row).collect())
     }
 
     /// The report of some processes alone, as of now; those that are not known are left out.
     pub fn document_of(&self, pids: &[Pid]) -> Document {
         let rows = pids.iter().filter_map(|pid| {
-            let process = self.processes.get(self.current.get(pid)?)?;
-            self.full_row(process)
+            let (shard, process) = self.latest(*pid)?;
+            self.full_row(shard, process)
         });
         self.document_with(rows.collect())
     }
 
     fn document_with(&self, processes: Vec<Row>) -> Document {
+        let machine = &self.coordinator.machine;
         Document {
             schema: SCHEMA,
-            memtrace: self.machine.memtrace.to_string(),
-            kernel: self.machine.kernel.to_string(),
-            arch: self.machine.arch.to_string(),
+            memtrace: machine.memtrace.to_string(),
+            kernel: machine.kernel.to_string(),
+            arch: machine.arch.to_string(),
             coverage: self.coverage_now(),
             processes,
         }
@@ -57,7 +85,7 @@ impl Model {
 
     /// The latest process with each pid, in order of the pids.
     pub fn pids(&self) -> Vec<Pid> {
-        let mut pids: Vec<Pid> = self.current.keys().copied().collect();
+        let mut pids: Vec<Pid> = self.coordinator.pids().collect();
         pids.sort_unstable();
         pids
     }
@@ -66,10 +94,11 @@ impl Model {
     /// [`named_by`] has them.
     pub fn unnamed(&self, pid: Pid) -> Vec<u64> {
         let mut unnamed = Vec::new();
-        let Some(process) = self.current.get(&pid).and_then(|id| self.processes.get(id)) else {
+        let Some((shard, process)) = self.latest(pid) else {
             return unnamed;
         };
-        let (uses, faults, growth) = match (&process.summary, self.spaces.get(&process.space)) {
+        let stacks = &self.coordinator.stacks;
+        let (uses, faults, growth) = match (&process.summary, shard.spaces.get(&process.space)) {
             (Some(summary), _) => (
                 summary.sites.clone(),
                 summary.fault_sites.clone(),
@@ -78,11 +107,11 @@ impl Model {
             (None, Some(space)) => (
                 SiteUses::of(&space.heap),
                 process.fault_sites.sorted(),
-                self.growth_of(process),
+                shard.growth_of(process),
             ),
             (None, None) => Default::default(),
         };
-        let known = self.images.get(&process.image).map(|image| &image.symbols);
+        let known = shard.images.get(&process.image).map(|image| &image.symbols);
         let mut seen: FxHashSet<u64> = known
             .map(|known| known.keys().copied().collect())
             .unwrap_or_default();
@@ -91,13 +120,13 @@ impl Model {
             unnamed.extend(names.filter(|name| seen.insert(*name)));
         };
         for one in &uses.sites {
-            add(&self.stacks.frames(one.site));
+            add(&stacks.frames(one.site));
         }
         for one in &faults {
-            add(&one.place.frames(&self.stacks));
+            add(&one.place.frames(stacks));
         }
         for site in growth.iter().flat_map(GrowthUses::stacks) {
-            add(&self.stacks.frames(site));
+            add(&stacks.frames(site));
         }
         unnamed.sort_unstable();
         unnamed
@@ -105,6 +134,93 @@ impl Model {
 
     /// What was seen so far, and what was not.
     fn coverage_now(&self) -> Coverage {
+        let mut coverage = self.coordinator.coverage.clone();
+        let (mut unmatched, mut implied) = (0u64, 0u64);
+        for shard in &self.shards {
+            if shard.after_exit > 0 {
+                coverage.count("event_after_exit", shard.after_exit, false);
+            }
+            let (of_shard, implied_of_shard) = shard.unmatched();
+            unmatched = unmatched.saturating_add(of_shard);
+            implied = implied.saturating_add(implied_of_shard);
+        }
+        coverage.document(unmatched, implied)
+    }
+
+    /// Whether the growth of a process that runs was ever sampled.
+    pub fn has_growth(&self, pid: Pid) -> bool {
+        let running = self
+            .latest(pid)
+            .filter(|(_, process)| process.end_ns.is_none());
+        let space = running.and_then(|(shard, process)| shard.spaces.get(&process.space));
+        space.is_some_and(|space| space.memory.growth.is_sampled())
+    }
+
+    /// How the memory of a process that runs grows, and the frames that the stacks are made of.
+    pub fn growth(&self, pid: Pid) -> Option<(Growth, Vec<Frame>)> {
+        let (shard, process) = self.latest(pid)?;
+        let uses = shard.growth_of(process)?;
+        let space = shard.spaces.get(&process.space)?;
+        let none = FxHashMap::default();
+        let image = shard.images.get(&process.image);
+        let names = Names {
+            symbols: image.map_or(&none, |image| &image.symbols),
+            modules: &modules(&process.memory(space)),
+        };
+        Some(site_rows::growth(
+            &uses,
+            &self.coordinator.stacks,
+            &names,
+            self.now_ns(),
+        ))
+    }
+
+    pub(super) fn full_row(&self, shard: &Shard, process: &Process) -> Option<Row> {
+        let none = FxHashMap::default();
+        let symbols = shard
+            .images
+            .get(&process.image)
+            .map_or(&none, |image| &image.symbols);
+        let now = process.end_ns.unwrap_or(self.now_ns());
+        if let Some(summary) = &process.summary {
+            let mut row = summary.row.clone();
+            row.heap = summary
+                .counts
+                .map(|counts| heap(&counts, summary.complete && !shard.lossy));
+            let names = Names {
+                symbols,
+                modules: &summary.modules,
+            };
+            let uses = (&self.coordinator.stacks, &summary.sites);
+            let touched = (&summary.fault_sites[..], summary.growth.as_ref());
+            site_rows::fill(&mut row, uses, touched, &names, now);
+            return Some(row);
+        }
+        let space = shard.spaces.get(&process.space)?;
+        let mut row = shard.row(process, space, self.now_ns());
+        let names = Names {
+            symbols,
+            modules: &modules(&process.memory(space)),
+        };
+        let uses = process.heap_of(space).map(SiteUses::of).unwrap_or_default();
+        let faults = process.fault_sites.sorted();
+        let growth = shard.growth_of(process);
+        let touched = (&faults[..], growth.as_ref());
+        site_rows::fill(
+            &mut row,
+            (&self.coordinator.stacks, &uses),
+            touched,
+            &names,
+            now,
+        );
+        Some(row)
+    }
+}
+
+impl Shard {
+    /// Releases of blocks that were not known, and blocks whose address was handed out again without one: of the heaps
+    /// that are there or summarised, and of those that are gone.
+    fn unmatched(&self) -> (u64, u64) {
         let spaces = self.spaces.values().map(|space| {
             let trusted = space.complete && !space.lossy && !self.lossy;
             (space.heap.counts(), trusted)
@@ -113,37 +229,15 @@ impl Model {
             let summary = process.summary.as_ref()?;
             Some((summary.counts?, summary.complete && !self.lossy))
         });
-        let (unmatched, implied) = spaces.chain(summaries).fold(
-            (0u64, 0u64),
-            |(unmatched, implied), (counts, trusted)| {
+        let gone = (self.unmatched_frees, self.implied_frees);
+        spaces
+            .chain(summaries)
+            .fold(gone, |(unmatched, implied), (counts, trusted)| {
                 (
                     unmatched.saturating_add(counts.unmatched(trusted)),
                     implied.saturating_add(counts.implied_frees),
                 )
-            },
-        );
-        self.coverage.document(unmatched, implied)
-    }
-
-    /// Whether the growth of a process that runs was ever sampled.
-    pub fn has_growth(&self, pid: Pid) -> bool {
-        let process = self.latest(pid).filter(|process| process.end_ns.is_none());
-        let space = process.and_then(|process| self.spaces.get(&process.space));
-        space.is_some_and(|space| space.memory.growth.is_sampled())
-    }
-
-    /// How the memory of a process that runs grows, and the frames that the stacks are made of.
-    pub fn growth(&self, pid: Pid) -> Option<(Growth, Vec<Frame>)> {
-        let process = self.latest(pid)?;
-        let uses = self.growth_of(process)?;
-        let space = self.spaces.get(&process.space)?;
-        let none = FxHashMap::default();
-        let image = self.images.get(&process.image);
-        let names = Names {
-            symbols: image.map_or(&none, |image| &image.symbols),
-            modules: &modules(&process.memory(space)),
-        };
-        Some(site_rows::growth(&uses, &self.stacks, &names, self.now_ns))
+            })
     }
 
     /// How the memory of a process grows; `None` where no sample of it was taken, or the memory is another's.
@@ -155,43 +249,8 @@ impl Model {
         space.memory.growth.uses(&self.limits.growth)
     }
 
-    pub(super) fn full_row(&self, process: &Process) -> Option<Row> {
-        let none = FxHashMap::default();
-        let symbols = self
-            .images
-            .get(&process.image)
-            .map_or(&none, |image| &image.symbols);
-        let now = process.end_ns.unwrap_or(self.now_ns);
-        if let Some(summary) = &process.summary {
-            let mut row = summary.row.clone();
-            row.heap = summary
-                .counts
-                .map(|counts| heap(&counts, summary.complete && !self.lossy));
-            let names = Names {
-                symbols,
-                modules: &summary.modules,
-            };
-            let uses = (&self.stacks, &summary.sites);
-            let touched = (&summary.fault_sites[..], summary.growth.as_ref());
-            site_rows::fill(&mut row, uses, touched, &names, now);
-            return Some(row);
-        }
-        let space = self.spaces.get(&process.space)?;
-        let mut row = self.row(process, space);
-        let names = Names {
-            symbols,
-            modules: &modules(&process.memory(space)),
-        };
-        let uses = process.heap_of(space).map(SiteUses::of).unwrap_or_default();
-        let faults = process.fault_sites.sorted();
-        let growth = self.growth_of(process);
-        let touched = (&faults[..], growth.as_ref());
-        site_rows::fill(&mut row, (&self.stacks, &uses), touched, &names, now);
-        Some(row)
-    }
-
     /// The row of a process, without its sites.
-    pub(super) fn row(&self, process: &Process, space: &Space) -> Row {
+    pub(super) fn row(&self, process: &Process, space: &Space, now_ns: u64) -> Row {
         let memory = process.memory(space);
         let (heap, heap_reason) = match process.heap_of(space) {
             Ok(seen) => {
@@ -207,7 +266,7 @@ impl Model {
             }
             Err(reason) => (None, Some(reason)),
         };
-        let end = process.end_ns.unwrap_or(self.now_ns);
+        let end = process.end_ns.unwrap_or(now_ns);
         Row {
             pid: process.pid,
             parent_pid: process.parent,

@@ -1,48 +1,52 @@
 //! How processes begin, change their program and end.
 
 use crate::event::{Event, Pid, Started};
-use crate::report::document::{self, Exit};
+use crate::report::document::Exit;
 
 use super::{
-    Model,
-    process::{HeapSeen, ImageId, Process, ProcessId, Space, SpaceId, Summary, modules, replay},
+    heap::Counts,
+    process::{
+        HeapSeen, Image, ImageId, Process, ProcessId, Space, SpaceId, Summary, modules, replay,
+    },
+    shard::Shard,
     site::SiteUses,
     timeline::Timeline,
 };
 
-/// How long after its end, in the time of events, a process still takes in events in full.
-const GRACE_NS: u64 = 1_000_000_000;
+/// A process that leaves its shard, with what is its own.
+#[derive(Debug)]
+pub struct Moved {
+    id: ProcessId,
+    process: Process,
+    space: Space,
+    image: Image,
+}
 
-/// Ended processes that wait for late events at most.
-const GRACE_PROCESSES: usize = 64;
-
-impl Model {
-    /// The process that an event is about. One that nobody announced is taken to have been there
-    /// before.
-    pub(super) fn process_id(&mut self, event: &Event) -> ProcessId {
-        match self.current.get(&event.pid) {
-            Some(&id) => id,
-            None => self.begin(event.pid, 0, event.time_ns, Space::default()),
-        }
-    }
-
+impl Shard {
     /// A new process in a new address space.
-    fn begin(&mut self, pid: Pid, parent: Pid, start_ns: u64, space: Space) -> ProcessId {
+    pub(super) fn begin(
+        &mut self,
+        id: ProcessId,
+        pid: Pid,
+        parent: Pid,
+        start_ns: u64,
+        space: Space,
+    ) {
         let space = self.add_space(space);
         let image = self.add_image();
-        self.add_process(pid, parent, start_ns, space, image)
+        self.add_process(id, (pid, parent), start_ns, space, image);
     }
 
     fn next_id(&mut self) -> u32 {
-        self.next_id += 1;
-        self.next_id
+        self.last_id += 1;
+        self.last_id
     }
 
     fn add_space(&mut self, mut space: Space) -> SpaceId {
         let id = self.next_id();
         space.users = 0;
         space.memory.sampled = self.sampled;
-        space.memory.huge_unasked = self.machine.huge_pages;
+        space.memory.huge_unasked = self.huge_pages;
         self.spaces.insert(id, space);
         id
     }
@@ -55,13 +59,12 @@ impl Model {
 
     fn add_process(
         &mut self,
-        pid: Pid,
-        parent: Pid,
+        id: ProcessId,
+        (pid, parent): (Pid, Pid),
         start_ns: u64,
         space: SpaceId,
         image: ImageId,
-    ) -> ProcessId {
-        let id = self.next_id();
+    ) {
         if let Some(space) = self.spaces.get_mut(&space) {
             space.users += 1;
         }
@@ -90,36 +93,16 @@ impl Model {
             summary: None,
         };
         self.processes.insert(id, process);
-        self.current.insert(pid, id);
-        id
     }
 
-    /// A pid is taken by a new process: whoever had it has ended, seen or not.
-    fn vacate(&mut self, pid: Pid, time_ns: u64) {
-        if let Some(&id) = self.current.get(&pid)
-            && self
-                .processes
-                .get(&id)
-                .is_some_and(|old| old.end_ns.is_none())
-        {
-            self.end(id, time_ns, None);
-        }
-    }
-
-    pub(super) fn start(&mut self, event: &Event, started: &Started) {
-        let known = self.current.get(&event.pid).copied().filter(|id| {
-            self.processes.get(id).is_some_and(|old| {
-                old.end_ns.is_none() && (old.start_ns == started.start_ns || old.comm.is_empty())
-            })
-        });
-        let id = known.unwrap_or_else(|| {
-            self.vacate(event.pid, event.time_ns);
+    pub(super) fn start(&mut self, id: ProcessId, fresh: bool, event: &Event, started: &Started) {
+        if fresh {
             let space = Space {
                 complete: !started.already_running,
                 ..Space::default()
             };
-            self.begin(event.pid, started.parent, started.start_ns, space)
-        });
+            self.begin(id, event.pid, started.parent, started.start_ns, space);
+        }
         if let Some(process) = self.processes.get_mut(&id) {
             process.parent = started.parent;
             process.start_ns = started.start_ns;
@@ -127,19 +110,17 @@ impl Model {
             process.exe.clone_from(&started.exe);
             process.launching = !started.already_running;
         }
-        if !started.already_running {
-            self.command.get_or_insert(id);
-        }
         self.sample(id, event.time_ns);
     }
 
-    pub(super) fn fork(&mut self, event: &Event, child: Pid, shares_memory: bool, comm: &str) {
-        if child == 0 || child == event.pid {
-            return;
-        }
-        let parent = self.process_id(event);
+    pub(super) fn fork(
+        &mut self,
+        (parent, id): (ProcessId, ProcessId),
+        event: &Event,
+        (child, shares_memory): (Pid, bool),
+        comm: &str,
+    ) {
         self.release_pending(parent, event);
-        self.vacate(child, event.time_ns);
         let Some((space, image, exe, line, cgroup, seen, guest_of)) =
             self.processes.get(&parent).map(|parent| {
                 (
@@ -176,7 +157,7 @@ impl Model {
             Some(copy) => self.add_space(copy),
             None => space,
         };
-        let id = self.add_process(child, event.pid, event.time_ns, space, image);
+        self.add_process(id, (child, event.pid), event.time_ns, space, image);
         if let Some(process) = self.processes.get_mut(&id) {
             process.comm = comm.into();
             process.exe = exe;
@@ -191,11 +172,7 @@ impl Model {
 
     /// The program is replaced: mappings, blocks and heap counts begin anew; faults and the timeline
     /// go on. A heap that was seen stays so, since probes sit on files and not on processes.
-    pub(super) fn exec(&mut self, event: &Event, path: &str, comm: &str) {
-        if event.pid == 0 {
-            return;
-        }
-        let id = self.process_id(event);
+    pub(super) fn exec(&mut self, id: ProcessId, event: &Event, path: &str, comm: &str) {
         let (fresh, image) = (
             self.add_space(Space {
                 complete: true,
@@ -209,7 +186,7 @@ impl Model {
         if process.summary.is_some() {
             self.spaces.remove(&fresh);
             self.images.remove(&image);
-            self.coverage.count("event_after_exit", 1, false);
+            self.after_exit += 1;
             return;
         }
         let pending = std::mem::take(&mut process.pending);
@@ -240,16 +217,18 @@ impl Model {
         self.sample(id, event.time_ns);
     }
 
-    pub(super) fn exit(&mut self, event: &Event, code: Option<i32>, signal: Option<i32>) {
-        if event.pid == 0 {
-            return;
-        }
-        let id = self.process_id(event);
+    pub(super) fn exit(
+        &mut self,
+        id: ProcessId,
+        event: &Event,
+        code: Option<i32>,
+        signal: Option<i32>,
+    ) {
         self.release_pending(id, event);
         self.end(id, event.time_ns, Some(Exit { code, signal }));
     }
 
-    fn end(&mut self, id: ProcessId, time_ns: u64, exit: Option<Exit>) {
+    pub(super) fn end(&mut self, id: ProcessId, time_ns: u64, exit: Option<Exit>) {
         let Some(process) = self.processes.get_mut(&id) else {
             return;
         };
@@ -258,62 +237,21 @@ impl Model {
         }
         process.end_ns = Some(time_ns);
         process.exit = exit;
-        self.ending.push_back((time_ns, id));
     }
 
-    /// Summarises what ended a while ago, and drops what ended long ago.
-    pub(super) fn settle(&mut self) {
-        self.settle_until(self.now_ns.saturating_sub(GRACE_NS));
-    }
-
-    /// Summarises what ended by then, for one who knows that everything about it has been told.
-    fn settle_until(&mut self, end_ns: u64) {
-        while let Some(&(time_ns, id)) = self.ending.front() {
-            if time_ns > end_ns && self.ending.len() <= GRACE_PROCESSES {
-                break;
-            }
-            self.ending.pop_front();
-            self.summarise(id);
-        }
-        while self.exited.len() > self.limits.exited_processes {
-            let Some(id) = self.exited.pop_front() else {
-                break;
-            };
-            self.coverage.processes_dropped += 1;
-            self.forget(id);
-        }
-    }
-
-    /// The processes that ended by `end_ns` and were not taken yet, oldest first: whoever takes them keeps them, and
-    /// the model forgets them. Of those nothing more must be told.
-    pub fn take_exited(&mut self, end_ns: u64) -> Vec<document::Process> {
-        self.settle_until(end_ns);
-        let mut rows = Vec::new();
-        for id in std::mem::take(&mut self.exited) {
-            rows.extend(
-                self.processes
-                    .get(&id)
-                    .and_then(|process| self.full_row(process)),
-            );
-            self.forget(id);
-        }
-        rows
-    }
-
-    fn summarise(&mut self, id: ProcessId) {
+    /// Keeps what is reported of a process. How many sites that is.
+    pub(super) fn summarise(&mut self, id: ProcessId) -> usize {
         let Some(mut process) = self.processes.remove(&id) else {
-            return;
+            return 0;
         };
         process.timeline.shrink(self.limits.exited_timeline_points);
         let space_id = process.space;
         if let Some(space) = self.spaces.get(&space_id) {
-            let row = self.row(&process, space);
+            let row = self.row(&process, space, 0);
             let heap = process.heap_of(space).ok();
             let mut sites = heap.map(SiteUses::of).unwrap_or_default();
-            let room = self.exited_sites < self.limits.all_exited_sites;
-            let limit = self.limits.exited_sites / if room { 1 } else { 10 };
+            let limit = self.limits.exited_sites;
             sites.keep(limit);
-            self.exited_sites += sites.sites.len();
             let mut fault_sites = process.fault_sites.sorted();
             fault_sites.truncate(limit);
             fault_sites.shrink_to_fit();
@@ -333,31 +271,33 @@ impl Model {
             process.command_line = Vec::new();
             process.pending = Vec::new();
         }
-        let owned = process
-            .summary
-            .as_ref()
-            .is_some_and(|summary| summary.counts.is_some());
+        let summary = process.summary.as_ref();
+        let owned = summary.is_some_and(|summary| summary.counts.is_some());
+        let sites = summary.map_or(0, |summary| summary.sites.sites.len());
         self.processes.insert(id, process);
         self.leave_space(space_id, !owned);
-        self.exited.push_back(id);
+        sites
     }
 
-    fn forget(&mut self, id: ProcessId) {
+    /// Keeps few of the sites of a summary.
+    pub(super) fn trim(&mut self, id: ProcessId) {
+        let process = self.processes.get_mut(&id);
+        if let Some(summary) = process.and_then(|process| process.summary.as_mut()) {
+            let limit = self.limits.few_exited_sites();
+            summary.sites.keep(limit);
+            summary.fault_sites.truncate(limit);
+            summary.fault_sites.shrink_to_fit();
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: ProcessId) {
         let Some(process) = self.processes.remove(&id) else {
             return;
         };
-        if self.current.get(&process.pid) == Some(&id) {
-            self.current.remove(&process.pid);
-        }
-        if let Some(summary) = &process.summary {
-            self.exited_sites -= summary.sites.sites.len();
-        }
         if let Some(summary) = &process.summary
             && let Some(counts) = &summary.counts
         {
-            let trusted = summary.complete && !self.lossy;
-            self.coverage.unmatched_frees += counts.unmatched(trusted);
-            self.coverage.implied_frees += counts.implied_frees;
+            self.add_gone(counts, summary.complete && !self.lossy);
         }
         self.leave_image(process.image);
     }
@@ -377,8 +317,7 @@ impl Model {
         {
             let counts = space.heap.counts();
             let trusted = space.complete && !space.lossy && !self.lossy;
-            self.coverage.unmatched_frees += counts.unmatched(trusted);
-            self.coverage.implied_frees += counts.implied_frees;
+            self.add_gone(&counts, trusted);
         }
     }
 
@@ -389,5 +328,35 @@ impl Model {
                 self.images.remove(&id);
             }
         }
+    }
+
+    fn add_gone(&mut self, counts: &Counts, trusted: bool) {
+        self.unmatched_frees += counts.unmatched(trusted);
+        self.implied_frees += counts.implied_frees;
+    }
+
+    /// A process goes, that is alone in its address space and with its program. What it shared stays with the others.
+    pub fn give(&mut self, id: ProcessId) -> Option<Moved> {
+        let process = self.processes.remove(&id)?;
+        Some(Moved {
+            id,
+            space: self.spaces.remove(&process.space)?,
+            image: self.images.remove(&process.image)?,
+            process,
+        })
+    }
+
+    /// A process comes.
+    pub fn take(&mut self, moved: Moved) {
+        let Moved {
+            id,
+            mut process,
+            space,
+            image,
+        } = moved;
+        (process.space, process.image) = (self.next_id(), self.next_id());
+        self.spaces.insert(process.space, space);
+        self.images.insert(process.image, image);
+        self.processes.insert(id, process);
     }
 }

@@ -5,14 +5,15 @@ mod heap;
 mod memory;
 mod nonsense;
 mod processes;
+mod shards;
 
 use memtrace_common::{frame::interrupted, heap::Function, record::Call, unwind::End};
 
 use super::*;
 use crate::{
     event::{
-        Access, FaultTotals, FileMapped, MemoryTotals, SmapsRegion, Started, SymbolFunction,
-        Syscall,
+        Access, FaultTotals, FileMapped, MemoryTotals, SmapsRegion, StackId, Started, Symbol,
+        SymbolFunction, Syscall,
     },
     report::document::{Document, Process as Row},
 };

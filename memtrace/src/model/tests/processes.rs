@@ -125,7 +125,7 @@ fn the_summary_of_an_exited_process_equals_its_last_row() {
     assert_eq!(before.address_space.reserved_bytes, 100 * PAGE);
     assert_eq!(before.exit.unwrap().code, Some(0));
     trace.fault(5_000 * MS, 10, BASE, WRITE);
-    assert!(trace.0.spaces.len() == 1, "its maps are gone");
+    assert!(trace.0.shards[0].spaces.len() == 1, "its maps are gone");
     assert_eq!(trace.row(11), before);
     let mut exact = FaultTotals {
         user: 3,
@@ -160,9 +160,9 @@ fn exited_processes_are_capped() {
     let pids: Vec<Pid> = document.processes.iter().map(|row| row.pid).collect();
     assert_eq!(pids, [10, 597, 598, 599]);
     assert_eq!(document.coverage.processes_dropped, 497);
-    assert_eq!(trace.0.spaces.len(), 1);
-    assert_eq!(trace.0.current.len(), 4);
-    assert_eq!(trace.0.images.len(), 1);
+    assert_eq!(trace.0.shards[0].spaces.len(), 1);
+    assert_eq!(trace.0.pids().len(), 4);
+    assert_eq!(trace.0.shards[0].images.len(), 1);
     assert_eq!(trace.0.running(), [10]);
     assert_eq!(trace.0.overview().len(), 4);
 }
