@@ -17,6 +17,7 @@ use crate::{
     model::{Limits, Model},
     report::document::Document,
     store::recording::{Reader, read_ahead},
+    trace::applier::{self, Applier},
 };
 
 /// Arguments of `report`.
@@ -100,9 +101,10 @@ pub fn read(path: &Path) -> Result<Document> {
     if let Ok(style) = ProgressStyle::with_template("reading {bar:40} {bytes}/{total_bytes}") {
         bar.set_style(style);
     }
-    let mut model = Model::new(Limits::default());
+    let model = Model::in_shards(Limits::default(), applier::shards());
+    let mut applier = Applier::new(model, None);
     let read = read_ahead(reader, |events, position| {
-        events.iter().for_each(|event| model.apply(event));
+        applier.apply_all(events);
         bar.set_position(position);
     });
     bar.finish_and_clear();
@@ -112,12 +114,13 @@ pub fn read(path: &Path) -> Result<Document> {
             count: 1,
             loss: false,
         };
-        model.apply(&Event {
+        applier.apply(Event {
             time_ns: 0,
             pid: 0,
             tid: 0,
             kind,
         });
     }
-    Ok(model.document())
+    applier.gather();
+    Ok(applier.document())
 }

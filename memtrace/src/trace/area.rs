@@ -123,13 +123,14 @@ impl Session {
 
     /// What is known by now.
     pub fn model(&self) -> &Model {
-        &self.model
+        self.applier.model()
     }
 
     /// The processes that ended by `end_ns` and are known no more. To be called once everything of that time is drained.
     pub fn take_exited(&mut self, end_ns: u64) -> Vec<document::Process> {
-        self.model.advance(seed::now_ns());
-        self.model.take_exited(end_ns)
+        let model = self.applier.model_mut();
+        model.advance(seed::now_ns());
+        model.take_exited(end_ns)
     }
 
     /// Puts events on every CPU that came, as soon as that is announced.

@@ -1,5 +1,6 @@
 //! One trace, live: probes, stream, model and recording wired together.
 
+pub mod applier;
 mod area;
 mod census;
 mod descriptors;
@@ -12,6 +13,7 @@ mod heap_watch;
 pub mod launch;
 mod modules;
 pub mod naming;
+mod recorder;
 mod selected;
 mod selection;
 pub mod selector;

@@ -54,7 +54,7 @@ impl Names {
 impl Session {
     /// What is to be named of a process; `None` where everything has its name.
     pub fn unnamed(&self, pid: Pid) -> Option<Naming> {
-        let words = self.model.unnamed(pid);
+        let words = self.applier.model().unnamed(pid);
         (!words.is_empty()).then(|| Naming {
             pid,
             mappings: self.modules.of(pid).to_vec(),

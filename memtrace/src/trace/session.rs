@@ -10,6 +10,7 @@ use std::{
 use memtrace_common::target::AREA_NONE;
 
 use super::{
+    applier::{self, Applier},
     census::Census,
     growing::Growing,
     heap_watch::{HeapWatch, Mapped},
@@ -61,9 +62,7 @@ pub struct Session {
     pub(super) area: Option<Area>,
     pub(super) hotplug: Option<Hotplug>,
     pub(super) census: Census,
-    pub(super) model: Model,
-    recording: Option<Writer>,
-    recording_failure: Option<WriteError>,
+    pub(super) applier: Applier,
     pub(super) heap: HeapWatch,
     pub(super) sideband: Sideband,
     pub(super) faults: FaultProbes,
@@ -124,7 +123,10 @@ impl Session {
             ..Limits::default()
         };
         let (calls, statuses) = hook(&mut object, &tracefs, &options)?;
-        let model = if options.load.tell_faults {
+        // The daemon is to cost little, and applies some thousand events a second.
+        let model = if options.load.area.kind == AREA_NONE {
+            Model::in_shards(limits, applier::shards())
+        } else if options.load.tell_faults {
             Model::new(limits)
         } else {
             Model::sampled(limits)
@@ -143,9 +145,7 @@ impl Session {
             area: None,
             hotplug: None,
             census: Census::default(),
-            model,
-            recording,
-            recording_failure: None,
+            applier: Applier::new(model, recording),
             heap,
             sideband: Sideband::new()?,
             faults,
@@ -222,7 +222,7 @@ impl Session {
             self.stream.push_end(pid, seed::now_ns());
         }
         self.missed = gone;
-        let (model, traced) = (&self.model, &self.traced);
+        let (model, traced) = (self.applier.model(), &self.traced);
         self.modules
             .keep(|pid| traced.contains(&pid) || model.knows(pid));
         self.unfollowed.tick(&mut self.faults, &mut self.object);
@@ -238,11 +238,7 @@ impl Session {
             self.census.note(&event);
             self.consume(event);
         }
-        if let Some(recording) = &mut self.recording
-            && let Err(error) = recording.flush()
-        {
-            self.stop_recording(error);
-        }
+        self.applier.flush();
     }
 
     /// Ends the trace: what still runs is read from /proc once more, sites are symbolized, the recording is
@@ -271,8 +267,9 @@ impl Session {
         }
         let statuses = [self.faults.statuses(), self.heap.statuses()].concat();
         self.tell(&statuses);
+        self.applier.gather();
         let mut names = Names::new(self.began);
-        for pid in self.model.pids() {
+        for pid in self.applier.model().pids() {
             if let Some(naming) = self.unnamed(pid) {
                 self.name(names.look_up(&naming));
             }
@@ -284,15 +281,11 @@ impl Session {
             tid: 0,
             kind: end,
         });
-        let document = self.model.document();
-        if let Some(recording) = self.recording.take()
-            && let Err(error) = close(recording, &document)
-        {
-            self.stop_recording(error);
-        }
+        let document = self.applier.document();
+        let summary = (self.applier.records()).then(|| summary(&document));
         Finished {
+            recording_failure: self.applier.finish_recording(summary.flatten()),
             document,
-            recording_failure: self.recording_failure,
         }
     }
 
@@ -490,18 +483,7 @@ impl Session {
 
     pub(super) fn consume(&mut self, mut event: Event) {
         event.round();
-        if let Some(recording) = &mut self.recording
-            && let Err(error) = recording.write(&event)
-        {
-            self.stop_recording(error);
-        }
-        self.model.apply(&event);
-    }
-
-    /// What was written stays; the trace goes on without a recording.
-    fn stop_recording(&mut self, error: WriteError) {
-        self.recording = None;
-        self.recording_failure.get_or_insert(error);
+        self.applier.apply(event);
     }
 }
 
@@ -540,15 +522,12 @@ pub struct Finished {
     pub recording_failure: Option<WriteError>,
 }
 
-/// Ends a recording with what the summary report reads, so that it need not be replayed for that.
-fn close(recording: Writer, document: &Document) -> Result<u64, WriteError> {
-    match serde_json::to_vec(&report::excerpt(document)) {
-        Ok(summary) => recording.finish_with(&summary),
-        Err(error) => {
-            log::debug!("no summary: {error}");
-            recording.finish()
-        }
-    }
+/// What the summary report reads: at the end of a recording, so that it need not be replayed for that.
+fn summary(document: &Document) -> Option<Vec<u8>> {
+    let summary = serde_json::to_vec(&report::excerpt(document));
+    summary
+        .inspect_err(|error| log::debug!("no summary: {error}"))
+        .ok()
 }
 
 fn machine() -> Event {

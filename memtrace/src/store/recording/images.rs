@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
-    rc::Rc,
+    sync::Arc,
 };
 
 use memtrace_common::frame::{Found, Frame};
@@ -47,7 +47,7 @@ struct Mapping {
 /// A process, and what it has mapped.
 #[derive(Clone, Debug, Default)]
 struct Image {
-    mappings: Rc<Vec<Mapping>>,
+    mappings: Arc<Vec<Mapping>>,
     /// When the last execve may have begun.
     execve_ns: u64,
     ended: bool,
@@ -105,7 +105,7 @@ impl Images {
         let old = |one: &Mapping| one.time_ns < image.execve_ns;
         if image.mappings.iter().any(old) {
             let new = image.mappings.iter().filter(|one| !old(one));
-            image.mappings = Rc::new(new.copied().collect());
+            image.mappings = Arc::new(new.copied().collect());
             self.last = None;
         }
     }
@@ -160,7 +160,7 @@ impl Images {
         }
         let module = *self.modules.entry(file).or_insert(next as u32);
         let image = self.by_pid.entry(event.pid).or_default();
-        let mappings = Rc::make_mut(&mut image.mappings);
+        let mappings = Arc::make_mut(&mut image.mappings);
         mappings.retain(|one| one.end <= place.start || place.end <= one.start);
         if mappings.len() < MAPPINGS {
             mappings.push(Mapping {

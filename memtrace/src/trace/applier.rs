@@ -1,0 +1,346 @@
+//! Applies events to the model: in its shards, each in a thread of its own, where there are processors for that.
+//!
+//! Events are collected, and what each shard has to do at them is decided here, in their order. Then the shards get
+//! them all at once; a recording is written of the same. The queues are bounded, so whoever is too fast waits.
+//!
+//! Threads are started with the first batch: the command is forked before, while there is one thread.
+
+use std::{
+    collections::VecDeque,
+    panic,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use super::recorder::Recorder;
+use crate::{
+    event::Event,
+    model::{Model, Moved, Order, ProcessId, Settle, Settling, Shard, Shards, Summarised},
+    report::document::Document,
+    store::recording::{WriteError, Writer},
+};
+
+/// Events that are passed on together.
+const BATCH: usize = 8192;
+
+/// Batches that wait for one thread.
+pub const QUEUE: usize = 4;
+
+/// More shards than the one thread that decides can keep busy.
+const MAX_SHARDS: usize = 8;
+
+/// How many shards are worth having on this machine.
+pub fn shards() -> usize {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    (processors - 1).clamp(1, MAX_SHARDS)
+}
+
+/// What a shard does next.
+enum Turn {
+    /// At an event, by its index in the batch.
+    At(u32, Order),
+    Settle(Settling),
+    /// A process goes to another shard,
+    Give(Box<(ProcessId, SyncSender<Moved>)>),
+    /// which waits for it here. Whoever gives has less to do before it, in the order of all events: so it comes.
+    Take(Box<Receiver<Moved>>),
+}
+
+/// Events, and what one shard has to do at them.
+struct Work {
+    events: Arc<Vec<Event>>,
+    turns: Vec<Turn>,
+}
+
+struct Worker {
+    sender: SyncSender<Work>,
+    thread: JoinHandle<Shard>,
+}
+
+/// What is decided about the events that are collected, for each shard.
+struct Planned<'a> {
+    turns: &'a mut [Vec<Turn>],
+    /// Index of the event of now.
+    at: u32,
+}
+
+impl Settle for Planned<'_> {
+    fn settle(&mut self, shard: usize, settling: Settling) {
+        self.turns[shard].push(Turn::Settle(settling));
+    }
+}
+
+impl Shards for Planned<'_> {
+    fn order(&mut self, shard: usize, order: Order) {
+        self.turns[shard].push(Turn::At(self.at, order));
+    }
+
+    fn hand_over(&mut self, id: ProcessId, from: usize, to: usize) {
+        let (sender, receiver) = sync_channel(1);
+        self.turns[from].push(Turn::Give(Box::new((id, sender))));
+        self.turns[to].push(Turn::Take(Box::new(receiver)));
+    }
+}
+
+/// Threads that have the shards of a model, once there is something to do.
+struct Workers {
+    all: Vec<Worker>,
+    turns: Vec<Vec<Turn>>,
+    /// The summaries that were made.
+    summarised: (Sender<Summarised>, Receiver<Summarised>),
+}
+
+/// A model, and the recording of what it is told.
+pub struct Applier {
+    model: Model,
+    workers: Option<Workers>,
+    /// Of a recording that is not yet begun.
+    writer: Option<Writer>,
+    recorder: Option<Recorder>,
+    /// Not yet passed on.
+    batch: Vec<Event>,
+    /// Passed on, the oldest first; their memory is used again.
+    passed_on: VecDeque<Arc<Vec<Event>>>,
+}
+
+impl Applier {
+    /// The model's shards are given threads where it has several.
+    pub fn new(model: Model, recording: Option<Writer>) -> Self {
+        let shards = model.shards();
+        Self {
+            model,
+            workers: (shards > 1).then(|| Workers::of(shards)),
+            writer: recording,
+            recorder: None,
+            batch: Vec::new(),
+            passed_on: VecDeque::new(),
+        }
+    }
+
+    /// Takes in one event.
+    pub fn apply(&mut self, event: Event) {
+        match &mut self.workers {
+            Some(workers) => workers.plan(&mut self.model, &event, self.batch.len()),
+            None => self.model.apply(&event),
+        }
+        if self.workers.is_some() || self.records() {
+            self.batch.push(event);
+            if self.batch.len() >= BATCH {
+                self.pass_on();
+            }
+        }
+    }
+
+    /// Takes in many events, which are none too many at a time.
+    pub fn apply_all(&mut self, events: Vec<Event>) {
+        self.pass_on();
+        match &mut self.workers {
+            Some(workers) => {
+                for (at, event) in events.iter().enumerate() {
+                    workers.plan(&mut self.model, event, at);
+                }
+                self.batch = events;
+                self.pass_on();
+            }
+            None => events.iter().for_each(|event| self.model.apply(event)),
+        }
+    }
+
+    /// What the recording has so far is handed to the system.
+    pub fn flush(&mut self) {
+        self.pass_on();
+        if let Some(recorder) = &self.recorder {
+            recorder.flush();
+        }
+    }
+
+    /// The model, which knows who there is; what became of them only if it has one shard, or after
+    /// [`Applier::gather`].
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Likewise.
+    pub fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
+    }
+
+    /// Waits until the shards have done everything, and ends their threads: what comes after is done right here.
+    pub fn gather(&mut self) {
+        self.pass_on();
+        if let Some(workers) = self.workers.take() {
+            workers.stop(&mut self.model);
+        }
+    }
+
+    /// The whole report: after [`Applier::gather`]. Where there are several shards, threads make it.
+    pub fn document(&self) -> Document {
+        let model = &self.model;
+        if model.shards() < 2 {
+            return model.document();
+        }
+        let rows = thread::scope(|scope| {
+            let make = |shard| scope.spawn(move || model.rows_of(shard));
+            let threads: Vec<_> = (0..model.shards()).map(make).collect();
+            let made = threads
+                .into_iter()
+                .map(|thread| (thread.join()).unwrap_or_else(|cause| panic::resume_unwind(cause)));
+            made.flatten().collect()
+        });
+        model.document_of_rows(rows)
+    }
+
+    /// Ends the recording, with a summary where there is one. Why it is not whole.
+    pub fn finish_recording(mut self, summary: Option<Vec<u8>>) -> Option<WriteError> {
+        self.pass_on();
+        self.begin_recording();
+        let recorder = self.recorder?;
+        recorder.finish(summary).err()
+    }
+
+    /// Whether there is a recording.
+    pub fn records(&self) -> bool {
+        self.writer.is_some() || self.recorder.is_some()
+    }
+
+    fn begin_recording(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            self.recorder = Some(Recorder::start(writer));
+        }
+    }
+
+    fn pass_on(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let next = self.unused();
+        let events = Arc::new(std::mem::replace(&mut self.batch, next));
+        if let Some(workers) = &mut self.workers {
+            workers.pass_on(&mut self.model, &events);
+        }
+        self.begin_recording();
+        if let Some(recorder) = &self.recorder {
+            recorder.write(Arc::clone(&events));
+        }
+        self.passed_on.push_back(events);
+    }
+
+    /// Room for a batch: that of an older one that is done with.
+    fn unused(&mut self) -> Vec<Event> {
+        let mut unused = Vec::new();
+        while let Some(oldest) = self.passed_on.pop_front() {
+            match Arc::try_unwrap(oldest) {
+                Ok(events) => unused = events,
+                Err(busy) => {
+                    self.passed_on.push_front(busy);
+                    break;
+                }
+            }
+        }
+        unused.clear();
+        unused
+    }
+}
+
+impl Workers {
+    fn of(shards: usize) -> Self {
+        Self {
+            all: Vec::new(),
+            turns: (0..shards).map(|_| Vec::new()).collect(),
+            summarised: channel(),
+        }
+    }
+
+    fn start(&mut self, model: &mut Model) {
+        let sender = &self.summarised.0;
+        let start = |shard| Worker::start(shard, sender.clone());
+        self.all.extend(model.take_shards().into_iter().map(start));
+    }
+
+    fn plan(&mut self, model: &mut Model, event: &Event, at: usize) {
+        let mut planned = Planned {
+            turns: &mut self.turns,
+            at: at as u32,
+        };
+        model.coordinator().plan(event, &mut planned);
+    }
+
+    fn pass_on(&mut self, model: &mut Model, events: &Arc<Vec<Event>>) {
+        self.start(model);
+        let told = self.summarised.1.try_iter();
+        let mut planned = Planned {
+            turns: &mut self.turns,
+            at: 0,
+        };
+        model.coordinator().trim(told, &mut planned);
+        for (worker, turns) in self.all.iter().zip(&mut self.turns) {
+            if turns.is_empty() {
+                continue;
+            }
+            let capacity = turns.capacity();
+            let work = Work {
+                events: Arc::clone(events),
+                turns: std::mem::replace(turns, Vec::with_capacity(capacity)),
+            };
+            // It listens until it is told to stop, unless it panics, which is passed on then.
+            let _ = worker.sender.send(work);
+        }
+    }
+
+    fn stop(mut self, model: &mut Model) {
+        self.start(model);
+        let shards = self.all.into_iter().map(Worker::stop).collect();
+        model.bring_back(shards, self.summarised.1.try_iter());
+    }
+}
+
+impl Worker {
+    fn start(mut shard: Shard, summarised: Sender<Summarised>) -> Self {
+        let (sender, receiver) = sync_channel::<Work>(QUEUE);
+        let thread = thread::spawn(move || {
+            for work in receiver {
+                for turn in work.turns {
+                    take_turn(&mut shard, turn, &work.events);
+                }
+                for told in shard.take_summarised() {
+                    // Whoever wants to know has gone where this fails.
+                    let _ = summarised.send(told);
+                }
+            }
+            shard
+        });
+        Self { sender, thread }
+    }
+
+    fn stop(self) -> Shard {
+        drop(self.sender);
+        let joined = self.thread.join();
+        joined.unwrap_or_else(|cause| panic::resume_unwind(cause))
+    }
+}
+
+fn take_turn(shard: &mut Shard, turn: Turn, events: &[Event]) {
+    match turn {
+        Turn::At(at, order) => shard.execute(order, &events[at as usize]),
+        Turn::Settle(settling) => shard.settle(settling),
+        Turn::Give(give) => {
+            let (id, to) = *give;
+            if let Some(moved) = shard.give(id) {
+                // Whoever waits for it is there, unless it panicked.
+                let _ = to.send(moved);
+            }
+        }
+        Turn::Take(from) => {
+            if let Ok(moved) = from.recv() {
+                shard.take(moved);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "applier_tests.rs"]
+mod tests;
