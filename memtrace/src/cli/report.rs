@@ -101,7 +101,7 @@ pub fn read(path: &Path) -> Result<Document> {
     if let Ok(style) = ProgressStyle::with_template("reading {bar:40} {bytes}/{total_bytes}") {
         bar.set_style(style);
     }
-    let model = Model::in_shards(Limits::default(), applier::shards());
+    let model = Model::in_shards(Limits::default(), applier::shards(0));
     let mut applier = Applier::new(model, None);
     let read = read_ahead(reader, |events, position| {
         applier.apply_all(events);

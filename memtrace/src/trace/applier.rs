@@ -32,10 +32,10 @@ pub const QUEUE: usize = 4;
 /// More shards than the one thread that decides can keep busy.
 const MAX_SHARDS: usize = 8;
 
-/// How many shards are worth having on this machine.
-pub fn shards() -> usize {
+/// How many shards are worth having on this machine, beside so many threads that are busy all the time.
+pub fn shards(beside: usize) -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    (processors - 1).clamp(1, MAX_SHARDS)
+    processors.saturating_sub(beside).clamp(1, MAX_SHARDS)
 }
 
 /// What a shard does next.

@@ -125,7 +125,8 @@ impl Session {
         let (calls, statuses) = hook(&mut object, &tracefs, &options)?;
         // The daemon is to cost little, and applies some thousand events a second.
         let model = if options.load.area.kind == AREA_NONE {
-            Model::in_shards(limits, applier::shards())
+            // What is traced has a processor.
+            Model::in_shards(limits, applier::shards(1))
         } else if options.load.tell_faults {
             Model::new(limits)
         } else {

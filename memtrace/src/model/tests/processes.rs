@@ -168,6 +168,16 @@ fn exited_processes_are_capped() {
 }
 
 #[test]
+fn whose_pid_is_taken_has_ended() {
+    let mut trace = Trace::new();
+    trace.fork(20, 10, 11, false);
+    trace.fork(30, 10, 11, false);
+    let rows = trace.document().processes;
+    let ends: Vec<_> = rows.iter().map(|row| (row.pid, row.end_time_ns)).collect();
+    assert_eq!(ends, [(10, None), (11, Some(30)), (11, None)]);
+}
+
+#[test]
 fn strangers_are_taken_in() {
     let mut trace = Trace::bare();
     trace.fault(7, 77, BASE, WRITE);
