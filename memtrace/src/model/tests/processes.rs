@@ -178,6 +178,15 @@ fn whose_pid_is_taken_has_ended() {
 }
 
 #[test]
+fn the_command_comes_first() {
+    let mut trace = Trace::bare();
+    trace.start(20, true);
+    trace.start(10, false);
+    let rows = trace.document().processes;
+    assert_eq!(rows.iter().map(|row| row.pid).collect::<Vec<_>>(), [10, 20]);
+}
+
+#[test]
 fn strangers_are_taken_in() {
     let mut trace = Trace::bare();
     trace.fault(7, 77, BASE, WRITE);
