@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use rustc_hash::FxHashMap;
+use tokio::sync::oneshot;
 
-use super::{Config, grown, redact::redact};
+use super::{Config, grown, protocol::Reply, redact::redact};
 use crate::{
     event::Pid,
     model::{Model, Overview},
@@ -58,21 +59,25 @@ impl Archive {
         (self.history.path(), self.history.suspicion())
     }
 
-    /// Names a moment.
-    pub fn mark(&self, name: String, now_ms: i64) -> Result<(), &'static str> {
+    /// Names a moment; answers when that is in the history.
+    pub fn mark(&self, name: String, now_ms: i64, reply: oneshot::Sender<Reply>) {
         let is_word = |c: char| c.is_alphanumeric() || "-_.:/".contains(c);
         // What begins with a digit or @ is an age or a time.
         let begins = name.chars().next().is_some_and(char::is_alphabetic);
         if !begins || name.len() > MAX_NAME || !name.chars().all(is_word) {
-            return Err(
-                "a mark is a letter and further letters, digits and -_.:/, 100 bytes at most",
-            );
+            let refusal =
+                "a mark is a letter and further letters, digits and -_.:/, 100 bytes at most";
+            // Here and below: the client may have gone.
+            let _ = reply.send(Reply::error(refusal));
+            return;
         }
-        if self.history.mark(name, now_ms) {
-            Ok(())
-        } else {
-            Err("the disk is behind: try again")
-        }
+        let written = |written: Result<(), HistoryError>| {
+            let _ = reply.send(match written {
+                Ok(()) => Reply::Done {},
+                Err(error) => Reply::error(error),
+            });
+        };
+        self.history.mark(name, now_ms, Box::new(written));
     }
 
     /// Hands one reading over.

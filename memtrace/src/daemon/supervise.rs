@@ -382,7 +382,10 @@ impl Daemon {
                 None => Reply::error("no history is kept (history.enabled)"),
             },
             Request::Heap { on, selector } => self.heap(viewer, on, selector),
-            Request::Mark { name } => self.mark(viewer, name),
+            Request::Mark { name } => match self.marks(viewer) {
+                Ok(archive) => return archive.mark(name, now_ms(), reply),
+                Err(refusal) => Reply::error(refusal),
+            },
         };
         // The client may have gone.
         let _ = reply.send(answer);
@@ -406,19 +409,13 @@ impl Daemon {
         }
     }
 
-    fn mark(&mut self, viewer: Viewer, name: String) -> Reply {
+    /// Where a viewer may set marks.
+    fn marks(&self, viewer: Viewer) -> Result<&Archive, &'static str> {
         if viewer != Viewer::All {
-            return Reply::error(
-                "marks are everyone's: only root and the socket's group may set them",
-            );
+            return Err("marks are everyone's: only root and the socket's group may set them");
         }
-        match &self.archive {
-            Some(archive) => match archive.mark(name, now_ms()) {
-                Ok(()) => Reply::Done {},
-                Err(reason) => Reply::error(reason),
-            },
-            None => Reply::error("no history is kept (history.enabled)"),
-        }
+        let archive = self.archive.as_ref();
+        archive.ok_or("no history is kept (history.enabled)")
     }
 
     /// What a viewer may see of the last reading.

@@ -37,6 +37,9 @@ pub enum HistoryError {
         /// The system's error.
         source: io::Error,
     },
+    /// More is to be written than there is room for.
+    #[error("the disk is behind: try again")]
+    Behind,
     /// Nothing of that name, and no time either.
     #[error(
         "{text:?} is no mark, no age and no time: name a mark of memtrace mark, an age such as 2h, or seconds since 1970 as @1700000000"

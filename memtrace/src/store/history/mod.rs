@@ -26,5 +26,5 @@ pub use batch::{Batch, Ended, Grown, Identity, Row};
 pub use error::HistoryError;
 pub use query::{Reader, Span};
 pub use retention::Retention;
-pub use thread::{History, Suspicion};
+pub use thread::{History, Suspicion, Written};
 pub use writer::Writer;

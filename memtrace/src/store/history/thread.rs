@@ -11,10 +11,19 @@ use super::{batch::Batch, error::HistoryError, retention::Retention, writer::Wri
 /// Batches on their way at most; further ones are merged until there is room.
 const QUEUE: usize = 4;
 
+/// Is told whether something is written by now.
+pub type Written = Box<dyn FnOnce(Result<(), HistoryError>) + Send>;
+
 enum Message {
     Batch(Box<Batch>),
-    Mark { name: String, time_ms: i64 },
-    Verify { time_ms: i64 },
+    Mark {
+        name: String,
+        time_ms: i64,
+        written: Written,
+    },
+    Verify {
+        time_ms: i64,
+    },
     Stop,
 }
 
@@ -64,11 +73,19 @@ impl History {
         }
     }
 
-    /// Names a moment. False where the disk is behind.
-    pub fn mark(&self, name: String, time_ms: i64) -> bool {
-        self.sender
-            .try_send(Message::Mark { name, time_ms })
-            .is_ok()
+    /// Names a moment, and tells when it is written: who asks for it then finds it.
+    pub fn mark(&self, name: String, time_ms: i64, written: Written) {
+        let message = Message::Mark {
+            name,
+            time_ms,
+            written,
+        };
+        let sent = self.sender.try_send(message);
+        if let Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) = sent
+            && let Message::Mark { written, .. } = message
+        {
+            written(Err(HistoryError::Behind));
+        }
     }
 
     /// For those who read and find damage.
@@ -134,11 +151,13 @@ fn write(mut writer: Writer, receiver: &Receiver<Message>) {
                     log::error!("{error}");
                 }
             }
-            Message::Mark { name, time_ms } => {
+            Message::Mark {
+                name,
+                time_ms,
+                written,
+            } => {
                 last_ms = time_ms;
-                if let Err(error) = writer.mark(&name, time_ms) {
-                    log::error!("the mark {name} is not written: {error}");
-                }
+                written(writer.mark(&name, time_ms));
             }
         }
     }
