@@ -5,48 +5,6 @@ use crate::{frame::MAX_WORDS, unwind::Registers};
 /// Most ring buffers there are, a power of two.
 pub const MAX_RINGS: usize = 8;
 
-/// What goes into a ring buffer.
-pub trait Record {
-    /// What it begins with.
-    fn header(&self) -> &Header;
-}
-
-macro_rules! records {
-    ($($name:ident),*) => {$(
-        impl Record for $name {
-            #[inline(always)]
-            fn header(&self) -> &Header {
-                &self.header
-            }
-        }
-    )*};
-}
-
-records!(
-    Alloc,
-    AllocFailed,
-    Free,
-    Realloc,
-    Stack,
-    Fault,
-    Touch,
-    Syscall,
-    Fork,
-    Seen,
-    Exec,
-    Arguments,
-    Exit,
-    Rename,
-    Memory
-);
-
-impl Record for PythonCode {
-    #[inline(always)]
-    fn header(&self) -> &Header {
-        &self.head.header
-    }
-}
-
 /// Which record follows.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use memtrace_common::{
     counter::Counter,
     frame::MAX_WORDS,
-    record::{Header, Kind, PYTHON_LINES_BYTES, PythonCode, Record, Stack},
+    record::{Header, Kind, PYTHON_LINES_BYTES, PythonCode, Stack},
 };
 
 use crate::ring::Ring;
@@ -98,10 +98,10 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Puts a record into its process's ring buffer, or counts it as lost. True if it went in.
+/// Puts a record into a ring buffer, or counts it as lost. True if it went in.
 #[inline(always)]
-pub fn emit<T: Record + 'static>(record: T, lost: Counter, urgency: Urgency) -> bool {
-    let ring = Ring::of(record.header().pid);
+pub fn emit<T: 'static>(record: T, lost: Counter, urgency: Urgency) -> bool {
+    let ring = Ring::here();
     let Some((ring, mut entry)) = ring.and_then(|ring| Some((ring, ring.reserve::<T>()?))) else {
         count(lost);
         return false;
@@ -113,11 +113,11 @@ pub fn emit<T: Record + 'static>(record: T, lost: Counter, urgency: Urgency) -> 
 
 /// The same for a record that is too large for the BPF stack.
 #[inline(always)]
-pub fn emit_copy<T: Record>(record: &T, lost: Counter, urgency: Urgency) {
+pub fn emit_copy<T>(record: &T, lost: Counter, urgency: Urgency) {
     emit_bytes(record, size_of::<T>() as u64, lost, urgency);
 }
 
-/// Puts a stack of so many words, fewer than [`MAX_WORDS`], into the ring buffer, or counts it as lost. True if it went in.
+/// Puts a stack of so many words, fewer than [`MAX_WORDS`], into a ring buffer, or counts it as lost. True if it went in.
 #[inline(always)]
 pub fn emit_stack(record: &Stack, count_words: u64) -> bool {
     const HEAD: u64 = (size_of::<Stack>() - 8 * MAX_WORDS) as u64;
@@ -129,7 +129,7 @@ pub fn emit_stack(record: &Stack, count_words: u64) -> bool {
     emit_bytes(record, HEAD + 8 * words, Counter::LostStack, Urgency::Usual)
 }
 
-/// Puts a code object whose line table has so many bytes, fewer than fit, into the ring buffer, or counts it as lost.
+/// Puts a code object whose line table has so many bytes, fewer than fit, into a ring buffer, or counts it as lost.
 /// True if it went in.
 #[inline(always)]
 pub fn emit_python(record: &PythonCode, lines: u64) -> bool {
@@ -141,23 +141,21 @@ pub fn emit_python(record: &PythonCode, lines: u64) -> bool {
     emit_bytes(record, HEAD + lines, Counter::LostStack, Urgency::Usual)
 }
 
-/// Puts so many bytes of a record, at most its size, into its process's ring buffer, or counts it as lost. True if they
-/// went in.
+/// Puts so many bytes of a record, at most its size, into a ring buffer, or counts it as lost. True if they went in.
 #[inline(always)]
-fn emit_bytes<T: Record>(record: &T, bytes: u64, lost: Counter, urgency: Urgency) -> bool {
-    let ring = Ring::of(record.header().pid);
-    let sent = ring.is_some_and(|ring| ring.output(record, bytes, wakeup(ring, urgency)));
+fn emit_bytes<T>(record: &T, bytes: u64, lost: Counter, urgency: Urgency) -> bool {
+    let sent = Ring::here().is_some_and(|ring| ring.output(record, bytes, wakeup(ring, urgency)));
     if !sent {
         count(lost);
     }
     sent
 }
 
-/// Reserves a large record of the current process, has it filled, as of the moment that is given with it, and submits
-/// it; not where half of the buffer is taken already.
+/// Reserves a large record, has it filled, as of the moment that is given with it, and submits it; not where half of the
+/// buffer is taken already.
 #[inline(always)]
 pub fn emit_with<T: 'static>(fill: impl FnOnce(*mut T, u64)) -> bool {
-    let Some(ring) = Ring::of((bpf_get_current_pid_tgid() >> 32) as u32) else {
+    let Some(ring) = Ring::here() else {
         return false;
     };
     let time_ns = now_ns();

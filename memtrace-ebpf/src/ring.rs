@@ -6,14 +6,14 @@ use aya_ebpf::{
     Global,
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE},
     btf_maps::{ArrayOfMaps, RingBuf},
-    helpers::{bpf_ringbuf_output, bpf_ringbuf_query},
+    helpers::{bpf_get_smp_processor_id, bpf_ringbuf_output, bpf_ringbuf_query},
     macros::{btf_map, map},
     maps::{RingBuf as RingBufMap, ring_buf::RingBufEntry},
 };
-use memtrace_common::record::{MAX_RINGS, Record};
+use memtrace_common::record::MAX_RINGS;
 
-/// The buffers in use. A process has that whose number the lowest bits of its pid are: its records stay in order, and
-/// processes on different CPUs wait for different locks.
+/// The buffers in use. A CPU has that whose number the lowest bits of its own are, so CPUs do not wait for each other's
+/// locks. The reader puts the records in order.
 #[btf_map]
 static RINGS: ArrayOfMaps<Buffer, MAX_RINGS> = ArrayOfMaps::new();
 
@@ -43,15 +43,17 @@ static RING_MASK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: Global<u64> = Global::new(1 << 20);
 
-/// The buffer of a process.
+/// A buffer.
 #[derive(Clone, Copy)]
 pub struct Ring(&'static Buffer);
 
 impl Ring {
-    /// That of the process with this pid. There always is one; the verifier does not know.
+    /// That of this CPU. There always is one; the verifier does not know.
     #[inline(always)]
-    pub fn of(pid: u32) -> Option<Self> {
-        RINGS.get(pid & RING_MASK.load()).map(Self)
+    pub fn here() -> Option<Self> {
+        // SAFETY: the helper takes no argument.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        RINGS.get(cpu & RING_MASK.load()).map(Self)
     }
 
     /// Room for a record; `None` where it is full.
@@ -62,7 +64,7 @@ impl Ring {
 
     /// Copies so many bytes of a record, at most its size. False where it is full.
     #[inline(always)]
-    pub fn output<T: Record>(self, record: &T, bytes: u64, flags: u64) -> bool {
+    pub fn output<T>(self, record: &T, bytes: u64, flags: u64) -> bool {
         let from = ptr::from_ref(record).cast_mut().cast();
         // SAFETY: the record is readable, and the verifier proves that no more of it is read.
         unsafe { bpf_ringbuf_output(self.map(), from, bytes, flags) == 0 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use memtrace_common::{
     counter::Counter,
     frame::interrupted,
-    record::{COPIED_STACK, COPY_OF_FAULT, Header, Kind, PythonCode, Record, Stack, StackCopy},
+    record::{COPIED_STACK, COPY_OF_FAULT, Header, Kind, PythonCode, Stack, StackCopy},
     unwind::{End, Registers, SCRATCH_PER_CPU, StackHash},
 };
 
@@ -219,12 +219,6 @@ fn single(start: &Start) -> u64 {
         header: Header,
         id: u64,
         frame: u64,
-    }
-    impl Record for Single {
-        #[inline(always)]
-        fn header(&self) -> &Header {
-            &self.header
-        }
     }
     let frame = if start.kernel_ip != 0 {
         interrupted(start.kernel_ip)

@@ -9,7 +9,7 @@ use std::{
 
 use aya::maps::{MapData, RingBuf, ring_buf::RingBufItem};
 
-/// The smallest buffer that is one of several: a process may fill it before the reader has its turn.
+/// The smallest buffer that is one of several: a CPU may fill it before the reader has its turn.
 const LEAST: u32 = 1 << 24;
 
 /// How many buffers of what size share so many bytes, a power of two, on so many CPUs.
@@ -24,7 +24,7 @@ pub fn default_bytes(cpus: u32) -> u32 {
     share(u32::MAX / 2 + 1, cpus).0.max(2) * LEAST
 }
 
-/// The ring buffer of some of the processes.
+/// The ring buffer of some of the CPUs.
 pub struct Ring {
     buffer: RingBuf<MapData>,
     positions: Positions,
