@@ -349,8 +349,8 @@ impl Coordinator {
             {
                 known.summarised = true;
             }
-            self.exited_sites.summarise(ended.id, ended.shard);
-            shards.settle(ended.shard, Settling::Summarise(ended.id));
+            let settling = (self.exited_sites).summarise(ended.id, ended.shard, &self.limits);
+            shards.settle(ended.shard, settling);
             self.exited.push_back(ended);
         }
         while self.exited.len() > self.limits.exited_processes {
@@ -360,6 +360,12 @@ impl Coordinator {
             self.coverage.processes_dropped += 1;
             self.forget(oldest, shards);
         }
+    }
+
+    /// The shard to wait for until no more than so many summaries have more sites than they may be able to keep.
+    pub fn awaited(&self, undecided: usize) -> Option<usize> {
+        let wait = self.exited_sites.undecided() > undecided;
+        wait.then(|| self.exited_sites.awaited()).flatten()
     }
 
     /// Those that are summarised, oldest first: whoever takes them has to forget them.

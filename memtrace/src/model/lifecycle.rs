@@ -239,8 +239,8 @@ impl Shard {
         process.exit = exit;
     }
 
-    /// Keeps what is reported of a process. How many sites that is.
-    pub(super) fn summarise(&mut self, id: ProcessId) -> usize {
+    /// Keeps what is reported of a process, with so many sites at most. How many these are.
+    pub(super) fn summarise(&mut self, id: ProcessId, limit: usize) -> usize {
         let Some(mut process) = self.processes.remove(&id) else {
             return 0;
         };
@@ -250,7 +250,6 @@ impl Shard {
             let row = self.row(&process, space, 0);
             let heap = process.heap_of(space).ok();
             let mut sites = heap.map(SiteUses::of).unwrap_or_default();
-            let limit = self.limits.exited_sites;
             sites.keep(limit);
             let mut fault_sites = process.fault_sites.sorted();
             fault_sites.truncate(limit);

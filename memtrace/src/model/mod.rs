@@ -53,6 +53,7 @@ use crate::{
 
 pub use coordinator::Coordinator;
 pub use document::Place;
+pub use exited_sites::MAX_UNDECIDED;
 pub use fault::latency_of;
 pub use lifecycle::Moved;
 pub use orders::{Order, Settle, Settling, Shards, Summarised};

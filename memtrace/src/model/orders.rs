@@ -80,6 +80,8 @@ pub struct Toucher {
 pub enum Settling {
     /// Nothing more is expected of it: what is kept is a summary.
     Summarise(ProcessId),
+    /// Likewise, with few sites, since there is no room for more.
+    SummariseFew(ProcessId),
     /// Its sites are too many, beside those of all the others.
     Trim(ProcessId),
     /// There are too many younger ones.

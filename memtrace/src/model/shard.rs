@@ -96,13 +96,16 @@ impl Shard {
     /// Does what is to be done with one that has ended.
     pub fn settle(&mut self, settling: Settling) {
         match settling {
-            Settling::Summarise(id) => {
-                let sites = self.summarise(id);
-                self.summarised.push(Summarised { id, sites });
-            }
+            Settling::Summarise(id) => self.tell_summary(id, self.limits.exited_sites),
+            Settling::SummariseFew(id) => self.tell_summary(id, self.limits.few_exited_sites()),
             Settling::Trim(id) => self.trim(id),
             Settling::Forget(id) => self.forget(id),
         }
+    }
+
+    fn tell_summary(&mut self, id: ProcessId, limit: usize) {
+        let sites = self.summarise(id, limit);
+        self.summarised.push(Summarised { id, sites });
     }
 
     /// Its processes, by their numbers.

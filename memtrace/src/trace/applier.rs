@@ -1,13 +1,13 @@
 //! Applies events to the model: in its shards, each in a thread of its own, where there are processors for that.
 //!
-//! Events are collected, and what each shard has to do at them is decided here, in their order. Then the shards get
+//! Events are collected; then what each shard has to do at them is decided here, in their order, and the shards get
 //! them all at once; a recording is written of the same. The queues are bounded, so whoever is too fast waits.
 //!
 //! Threads are started with the first batch: the command is forked before, while there is one thread.
 
 use std::{
     collections::VecDeque,
-    panic,
+    iter, panic,
     sync::{
         Arc,
         mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
@@ -18,7 +18,9 @@ use std::{
 use super::recorder::Recorder;
 use crate::{
     event::Event,
-    model::{Model, Moved, Order, ProcessId, Settle, Settling, Shard, Shards, Summarised},
+    model::{
+        MAX_UNDECIDED, Model, Moved, Order, ProcessId, Settle, Settling, Shard, Shards, Summarised,
+    },
     report::document::Document,
     store::recording::{WriteError, Writer},
 };
@@ -57,6 +59,8 @@ struct Work {
 
 struct Worker {
     sender: SyncSender<Work>,
+    /// The summaries that it made.
+    summarised: Receiver<Summarised>,
     thread: JoinHandle<Shard>,
 }
 
@@ -85,18 +89,25 @@ impl Shards for Planned<'_> {
     }
 }
 
-/// Threads that have the shards of a model, once there is something to do.
+/// Threads that have the shards of a model.
 struct Workers {
     all: Vec<Worker>,
     turns: Vec<Vec<Turn>>,
-    /// The summaries that were made.
-    summarised: (Sender<Summarised>, Receiver<Summarised>),
+}
+
+/// Where the shards of the model are.
+enum Place {
+    /// With it.
+    Here,
+    /// With it until there is something to do, then in threads.
+    HereYet,
+    Threads(Workers),
 }
 
 /// A model, and the recording of what it is told.
 pub struct Applier {
     model: Model,
-    workers: Option<Workers>,
+    place: Place,
     /// Of a recording that is not yet begun.
     writer: Option<Writer>,
     recorder: Option<Recorder>,
@@ -109,10 +120,10 @@ pub struct Applier {
 impl Applier {
     /// The model's shards are given threads where it has several.
     pub fn new(model: Model, recording: Option<Writer>) -> Self {
-        let shards = model.shards();
+        let several = model.shards() > 1;
         Self {
             model,
-            workers: (shards > 1).then(|| Workers::of(shards)),
+            place: if several { Place::HereYet } else { Place::Here },
             writer: recording,
             recorder: None,
             batch: Vec::new(),
@@ -122,11 +133,11 @@ impl Applier {
 
     /// Takes in one event.
     pub fn apply(&mut self, event: Event) {
-        match &mut self.workers {
-            Some(workers) => workers.plan(&mut self.model, &event, self.batch.len()),
-            None => self.model.apply(&event),
+        let here = matches!(self.place, Place::Here);
+        if here {
+            self.model.apply(&event);
         }
-        if self.workers.is_some() || self.records() {
+        if !here || self.records() {
             self.batch.push(event);
             if self.batch.len() >= BATCH {
                 self.pass_on();
@@ -137,15 +148,11 @@ impl Applier {
     /// Takes in many events, which are none too many at a time.
     pub fn apply_all(&mut self, events: Vec<Event>) {
         self.pass_on();
-        match &mut self.workers {
-            Some(workers) => {
-                for (at, event) in events.iter().enumerate() {
-                    workers.plan(&mut self.model, event, at);
-                }
-                self.batch = events;
-                self.pass_on();
-            }
-            None => events.iter().for_each(|event| self.model.apply(event)),
+        if let Place::Here = self.place {
+            events.iter().for_each(|event| self.model.apply(event));
+        } else {
+            self.batch = events;
+            self.pass_on();
         }
     }
 
@@ -157,8 +164,8 @@ impl Applier {
         }
     }
 
-    /// The model, which knows who there is; what became of them only if it has one shard, or after
-    /// [`Applier::gather`].
+    /// The model. If it has several shards it knows who there is as of the last [`Applier::flush`], and what became of
+    /// them only after [`Applier::gather`].
     pub fn model(&self) -> &Model {
         &self.model
     }
@@ -171,7 +178,7 @@ impl Applier {
     /// Waits until the shards have done everything, and ends their threads: what comes after is done right here.
     pub fn gather(&mut self) {
         self.pass_on();
-        if let Some(workers) = self.workers.take() {
+        if let Place::Threads(workers) = std::mem::replace(&mut self.place, Place::Here) {
             workers.stop(&mut self.model);
         }
     }
@@ -218,8 +225,11 @@ impl Applier {
         }
         let next = self.unused();
         let events = Arc::new(std::mem::replace(&mut self.batch, next));
-        if let Some(workers) = &mut self.workers {
-            workers.pass_on(&mut self.model, &events);
+        if let Place::HereYet = self.place {
+            self.place = Place::Threads(Workers::start(&mut self.model));
+        }
+        if let Place::Threads(workers) = &mut self.place {
+            workers.apply(&mut self.model, &events);
         }
         self.begin_recording();
         if let Some(recorder) = &self.recorder {
@@ -246,37 +256,47 @@ impl Applier {
 }
 
 impl Workers {
-    fn of(shards: usize) -> Self {
+    fn start(model: &mut Model) -> Self {
+        let all: Vec<_> = (model.take_shards().into_iter())
+            .map(Worker::start)
+            .collect();
         Self {
-            all: Vec::new(),
-            turns: (0..shards).map(|_| Vec::new()).collect(),
-            summarised: channel(),
+            turns: all.iter().map(|_| Vec::new()).collect(),
+            all,
         }
     }
 
-    fn start(&mut self, model: &mut Model) {
-        let sender = &self.summarised.0;
-        let start = |shard| Worker::start(shard, sender.clone());
-        self.all.extend(model.take_shards().into_iter().map(start));
+    fn apply(&mut self, model: &mut Model, events: &Arc<Vec<Event>>) {
+        for (at, event) in events.iter().enumerate() {
+            let mut planned = Planned {
+                turns: &mut self.turns,
+                at: at as u32,
+            };
+            model.coordinator().plan(event, &mut planned);
+            if model.coordinator().awaited(MAX_UNDECIDED).is_some() {
+                self.pass_on(events);
+                self.catch_up(model);
+            }
+        }
+        let told = self.all.iter().flat_map(|one| one.summarised.try_iter());
+        trim(model, told, &mut self.turns);
+        self.pass_on(events);
     }
 
-    fn plan(&mut self, model: &mut Model, event: &Event, at: usize) {
-        let mut planned = Planned {
-            turns: &mut self.turns,
-            at: at as u32,
-        };
-        model.coordinator().plan(event, &mut planned);
+    /// Summaries wait for it to be known what they may keep: waits until those are half as many. The shards go on
+    /// meanwhile with what they have.
+    fn catch_up(&mut self, model: &mut Model) {
+        while let Some(shard) = model.coordinator().awaited(MAX_UNDECIDED / 2) {
+            match self.all[shard].summarised.recv() {
+                Ok(told) => trim(model, iter::once(told), &mut self.turns),
+                Err(_) => self.all.swap_remove(shard).fail(),
+            }
+        }
     }
 
-    fn pass_on(&mut self, model: &mut Model, events: &Arc<Vec<Event>>) {
-        self.start(model);
-        let told = self.summarised.1.try_iter();
-        let mut planned = Planned {
-            turns: &mut self.turns,
-            at: 0,
-        };
-        model.coordinator().trim(told, &mut planned);
-        for (worker, turns) in self.all.iter().zip(&mut self.turns) {
+    fn pass_on(&mut self, events: &Arc<Vec<Event>>) {
+        for shard in 0..self.all.len() {
+            let turns = &mut self.turns[shard];
             if turns.is_empty() {
                 continue;
             }
@@ -285,41 +305,61 @@ impl Workers {
                 events: Arc::clone(events),
                 turns: std::mem::replace(turns, Vec::with_capacity(capacity)),
             };
-            // It listens until it is told to stop, unless it panics, which is passed on then.
-            let _ = worker.sender.send(work);
+            if self.all[shard].sender.send(work).is_err() {
+                self.all.swap_remove(shard).fail();
+            }
         }
     }
 
-    fn stop(mut self, model: &mut Model) {
-        self.start(model);
-        let shards = self.all.into_iter().map(Worker::stop).collect();
-        model.bring_back(shards, self.summarised.1.try_iter());
+    fn stop(self, model: &mut Model) {
+        let stopped = self.all.into_iter().map(Worker::stop);
+        let (shards, told): (Vec<_>, Vec<_>) = stopped.unzip();
+        model.bring_back(shards, told.into_iter().flatten());
     }
 }
 
+fn trim(model: &mut Model, told: impl Iterator<Item = Summarised>, turns: &mut [Vec<Turn>]) {
+    let mut planned = Planned { turns, at: 0 };
+    model.coordinator().trim(told, &mut planned);
+}
+
 impl Worker {
-    fn start(mut shard: Shard, summarised: Sender<Summarised>) -> Self {
-        let (sender, receiver) = sync_channel::<Work>(QUEUE);
-        let thread = thread::spawn(move || {
-            for work in receiver {
-                for turn in work.turns {
-                    take_turn(&mut shard, turn, &work.events);
-                }
-                for told in shard.take_summarised() {
-                    // Whoever wants to know has gone where this fails.
-                    let _ = summarised.send(told);
-                }
-            }
-            shard
-        });
-        Self { sender, thread }
+    fn start(shard: Shard) -> Self {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let (summaries, summarised) = channel();
+        let thread = thread::spawn(move || work(shard, receiver, &summaries));
+        Self {
+            sender,
+            summarised,
+            thread,
+        }
     }
 
-    fn stop(self) -> Shard {
+    fn stop(self) -> (Shard, Vec<Summarised>) {
         drop(self.sender);
         let joined = self.thread.join();
-        joined.unwrap_or_else(|cause| panic::resume_unwind(cause))
+        let shard = joined.unwrap_or_else(|cause| panic::resume_unwind(cause));
+        (shard, self.summarised.try_iter().collect())
     }
+
+    /// It does not listen any more, which it does until it is told to stop, unless it panicked.
+    fn fail(self) -> ! {
+        self.stop();
+        unreachable!("a shard's thread ended by itself");
+    }
+}
+
+fn work(mut shard: Shard, receiver: Receiver<Work>, summarised: &Sender<Summarised>) -> Shard {
+    for work in receiver {
+        for turn in work.turns {
+            take_turn(&mut shard, turn, &work.events);
+            for told in shard.take_summarised() {
+                // Whoever wants to know has gone where this fails.
+                let _ = summarised.send(told);
+            }
+        }
+    }
+    shard
 }
 
 fn take_turn(shard: &mut Shard, turn: Turn, events: &[Event]) {

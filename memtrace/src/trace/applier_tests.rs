@@ -104,3 +104,33 @@ fn a_recording_that_fails_ends_alone() {
     );
     assert_eq!(read(&path).len(), 0);
 }
+
+#[test]
+fn no_more_summaries_wait_than_may() {
+    let exits = |child| {
+        let (fork, exit) = (
+            EventKind::Fork {
+                child,
+                shares_memory: false,
+                comm: "child".into(),
+            },
+            EventKind::Exit {
+                code: None,
+                signal: None,
+            },
+        );
+        [(9, fork), (child, exit)].map(|(pid, kind)| Event {
+            time_ns: 1,
+            pid,
+            tid: pid,
+            kind,
+        })
+    };
+    let events: Vec<Event> = (10..5000).flat_map(exits).collect();
+    let mut applier = Applier::new(Model::in_shards(LIMITS, 2), None);
+    applier.apply_all(events.clone());
+    let coordinator = applier.model_mut().coordinator();
+    assert_eq!(coordinator.awaited(MAX_UNDECIDED), None);
+    applier.gather();
+    assert!(as_json(&applier.document()) == one_after_the_other(&events));
+}

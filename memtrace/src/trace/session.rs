@@ -223,9 +223,6 @@ impl Session {
             self.stream.push_end(pid, seed::now_ns());
         }
         self.missed = gone;
-        let (model, traced) = (self.applier.model(), &self.traced);
-        self.modules
-            .keep(|pid| traced.contains(&pid) || model.knows(pid));
         self.unfollowed.tick(&mut self.faults, &mut self.object);
         if let Some(logger) = &mut self.logger {
             logger.flush();
@@ -240,6 +237,9 @@ impl Session {
             self.consume(event);
         }
         self.applier.flush();
+        let (model, traced) = (self.applier.model(), &self.traced);
+        self.modules
+            .keep(|pid| traced.contains(&pid) || model.knows(pid));
     }
 
     /// Ends the trace: what still runs is read from /proc once more, sites are symbolized, the recording is
