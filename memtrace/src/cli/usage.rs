@@ -1,8 +1,8 @@
 //! A command line that is not understood: one line says what is wrong with it.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
-use clap::error::{Error, ErrorKind};
+use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
 use super::{complain, status};
 
@@ -35,8 +35,23 @@ fn line(error: &Error) -> String {
         .filter_map(|line| line.trim().strip_prefix("tip: "))
         .find(|tip| tip.contains("similar") || tip.contains("memtrace "))
         .map(|tip| format!("; {tip}"))
+        .or_else(|| recording(error))
         .unwrap_or_default();
     format!("{what}{guess} (--help says more)")
+}
+
+/// A file in the place of a report's or a table's name is meant as a recording.
+fn recording(error: &Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text),
+        _ => None,
+    };
+    let (place, value) = (
+        text(ContextKind::InvalidArg)?,
+        text(ContextKind::InvalidValue)?,
+    );
+    let is_it = !place.starts_with('-') && Path::new(value).is_file();
+    is_it.then(|| format!("; a recording is read with --from {value}"))
 }
 
 /// A process id, as `-p` takes it.
@@ -57,6 +72,17 @@ mod tests {
             Ok(_) => panic!("understood"),
             Err(error) => line(&error),
         }
+    }
+
+    #[test]
+    fn a_file_in_place_of_a_name_is_taken_for_a_recording() {
+        for words in ["report Cargo.toml", "export Cargo.toml -o out.parquet"] {
+            let line = told(words);
+            let hint = "; a recording is read with --from Cargo.toml (--help says more)";
+            assert!(line.ends_with(hint), "{line}");
+        }
+        assert!(!told("attach -p Cargo.toml").contains("--from"));
+        assert!(!told("report nothing.toml").contains("--from"));
     }
 
     #[test]
