@@ -42,6 +42,8 @@ pub struct Known {
     announced: bool,
     ended: bool,
     summarised: bool,
+    /// It is to be launched, and begins with its exec.
+    launching: bool,
 }
 
 /// One that ended.
@@ -224,6 +226,7 @@ impl Coordinator {
             announced,
             ended: false,
             summarised: false,
+            launching: false,
         };
         self.current.insert(pid, known);
         known
@@ -266,6 +269,7 @@ impl Coordinator {
         });
         if let Some(known) = self.current.get_mut(&event.pid) {
             known.start_ns = started.start_ns;
+            known.launching = !started.already_running;
         }
         self.announce(event.pid, &started.comm);
         if !started.already_running {
@@ -293,6 +297,12 @@ impl Coordinator {
             id, shard, ended, ..
         } = self.process(event, shards);
         self.announce(event.pid, comm);
+        if let Some(known) = self.current.get_mut(&event.pid)
+            && !known.summarised
+            && std::mem::take(&mut known.launching)
+        {
+            known.start_ns = event.time_ns;
+        }
         shards.order(shard, Order::Exec { id });
         if ended {
             return;

@@ -199,3 +199,24 @@ fn strangers_are_taken_in() {
     assert_eq!(document.coverage.events, 4);
     assert_eq!(document.coverage.unmatched_frees, 1);
 }
+
+#[test]
+fn the_command_begins_with_its_exec_whoever_tells_of_it_again() {
+    let mut trace = Trace::new();
+    trace.exec(20, 10);
+    let again = Started {
+        parent: 1,
+        start_ns: 20,
+        comm: "new".into(),
+        exe: "/bin/new".into(),
+        already_running: true,
+    };
+    trace.event(30, 10, EventKind::Started(Box::new(again)));
+    let rows = trace.document().processes;
+    let starts: Vec<_> = rows.iter().map(|row| row.start_time_ns).collect();
+    assert_eq!(starts, [20]);
+    trace.start(10, true);
+    let rows = trace.document().processes;
+    let starts: Vec<_> = rows.iter().map(|row| row.start_time_ns).collect();
+    assert_eq!(starts, [20, 5], "who started at another time is another");
+}
