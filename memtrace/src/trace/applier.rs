@@ -7,12 +7,12 @@
 
 use std::{
     collections::VecDeque,
-    iter, panic,
+    io, iter, panic,
     sync::{
         Arc,
         mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
-    thread::{self, JoinHandle},
+    thread::{self, Builder, JoinHandle},
 };
 
 use super::recorder::Recorder;
@@ -159,7 +159,7 @@ impl Applier {
     /// What the recording has so far is handed to the system.
     pub fn flush(&mut self) {
         self.pass_on();
-        if let Some(recorder) = &self.recorder {
+        if let Some(recorder) = &mut self.recorder {
             recorder.flush();
         }
     }
@@ -190,11 +190,15 @@ impl Applier {
             return model.document();
         }
         let rows = thread::scope(|scope| {
-            let make = |shard| scope.spawn(move || model.rows_of(shard));
+            let make = |shard| {
+                let rows = move || model.rows_of(shard);
+                (shard, Builder::new().spawn_scoped(scope, rows))
+            };
             let threads: Vec<_> = (0..model.shards()).map(make).collect();
-            let made = threads
-                .into_iter()
-                .map(|thread| (thread.join()).unwrap_or_else(|cause| panic::resume_unwind(cause)));
+            let made = threads.into_iter().map(|(shard, started)| match started {
+                Ok(thread) => (thread.join()).unwrap_or_else(|cause| panic::resume_unwind(cause)),
+                Err(_) => model.rows_of(shard),
+            });
             made.flatten().collect()
         });
         model.document_of_rows(rows)
@@ -226,16 +230,31 @@ impl Applier {
         let next = self.unused();
         let events = Arc::new(std::mem::replace(&mut self.batch, next));
         if let Place::HereYet = self.place {
-            self.place = Place::Threads(Workers::start(&mut self.model));
+            self.place = self.leave(&events);
         }
         if let Place::Threads(workers) = &mut self.place {
             workers.apply(&mut self.model, &events);
         }
         self.begin_recording();
-        if let Some(recorder) = &self.recorder {
+        if let Some(recorder) = &mut self.recorder {
             recorder.write(Arc::clone(&events));
         }
         self.passed_on.push_back(events);
+    }
+
+    /// Gives the shards to threads. Where these cannot be started the first events are applied here, as all the
+    /// others will be.
+    fn leave(&mut self, first: &[Event]) -> Place {
+        match Workers::start(&mut self.model) {
+            Ok(workers) => Place::Threads(workers),
+            Err(cause) => {
+                log::warn!(
+                    "events are applied by one thread, since others cannot be started: {cause}"
+                );
+                first.iter().for_each(|event| self.model.apply(event));
+                Place::Here
+            }
+        }
     }
 
     /// Room for a batch: that of an older one that is done with.
@@ -256,14 +275,18 @@ impl Applier {
 }
 
 impl Workers {
-    fn start(model: &mut Model) -> Self {
-        let all: Vec<_> = (model.take_shards().into_iter())
-            .map(Worker::start)
-            .collect();
-        Self {
+    /// The shards stay with the model where not every thread can be started.
+    fn start(model: &mut Model) -> io::Result<Self> {
+        let started: io::Result<Vec<_>> = (0..model.shards()).map(|_| Worker::start()).collect();
+        let (all, givers): (Vec<_>, Vec<_>) = started?.into_iter().unzip();
+        for (give, shard) in givers.into_iter().zip(model.take_shards()) {
+            // It waits for this.
+            let _ = give.send(shard);
+        }
+        Ok(Self {
             turns: all.iter().map(|_| Vec::new()).collect(),
             all,
-        }
+        })
     }
 
     fn apply(&mut self, model: &mut Model, events: &Arc<Vec<Event>>) {
@@ -324,15 +347,20 @@ fn trim(model: &mut Model, told: impl Iterator<Item = Summarised>, turns: &mut [
 }
 
 impl Worker {
-    fn start(shard: Shard) -> Self {
+    /// One that waits for its shard.
+    fn start() -> io::Result<(Self, SyncSender<Shard>)> {
         let (sender, receiver) = sync_channel(QUEUE);
         let (summaries, summarised) = channel();
-        let thread = thread::spawn(move || work(shard, receiver, &summaries));
-        Self {
+        let (give, given) = sync_channel(1);
+        // None comes where another thread cannot be started.
+        let begin = move || (given.recv()).map(|shard| work(shard, receiver, &summaries));
+        let thread = Builder::new().spawn(|| begin().unwrap_or_default())?;
+        let worker = Self {
             sender,
             summarised,
             thread,
-        }
+        };
+        Ok((worker, give))
     }
 
     fn stop(self) -> (Shard, Vec<Summarised>) {

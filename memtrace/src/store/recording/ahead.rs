@@ -1,6 +1,10 @@
 //! Reads a recording in a thread of its own, so that one processor decodes while another applies.
 
-use std::{panic, sync::mpsc::sync_channel, thread};
+use std::{
+    panic,
+    sync::mpsc::sync_channel,
+    thread::{self, Builder},
+};
 
 use super::{ReadError, Reader};
 use crate::event::Event;
@@ -15,20 +19,34 @@ pub fn read_ahead(
     mut take: impl FnMut(Vec<Event>, u64),
 ) -> Result<bool, ReadError> {
     let (sender, receiver) = sync_channel(AHEAD);
-    thread::scope(|scope| {
-        let reading = scope.spawn(move || {
-            while let Some(events) = reader.next_batch()? {
-                if sender.send((events, reader.position())).is_err() {
-                    break;
-                }
-            }
-            Ok(reader.truncated())
-        });
+    let ahead = &mut reader;
+    let read = thread::scope(|scope| {
+        let give = move |events, position| sender.send((events, position)).is_ok();
+        let reading = Builder::new().spawn_scoped(scope, move || each_batch(ahead, give));
         for (events, position) in receiver {
             take(events, position);
         }
-        reading
-            .join()
-            .unwrap_or_else(|cause| panic::resume_unwind(cause))
+        let joined = reading.ok()?.join();
+        Some(joined.unwrap_or_else(|cause| panic::resume_unwind(cause)))
+    });
+    // Where no thread can be started nothing was read.
+    read.unwrap_or_else(|| {
+        each_batch(&mut reader, |events, position| {
+            take(events, position);
+            true
+        })
     })
+}
+
+fn each_batch(
+    reader: &mut Reader,
+    mut give: impl FnMut(Vec<Event>, u64) -> bool,
+) -> Result<bool, ReadError> {
+    while let Some(events) = reader.next_batch()? {
+        let position = Reader::position(reader);
+        if !give(events, position) {
+            break;
+        }
+    }
+    Ok(reader.truncated())
 }

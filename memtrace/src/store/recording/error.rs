@@ -43,6 +43,12 @@ pub enum WriteError {
         /// The most there may be.
         limit: usize,
     },
+    /// What writes it panicked: a defect of memtrace.
+    #[error("the recording {} ends early: what writes it failed; please report this", path.display())]
+    Panicked {
+        /// The recording.
+        path: PathBuf,
+    },
     /// Arrow refused what was collected: a defect of memtrace.
     #[error("cannot encode events for the recording {}: {what}; please report this", path.display())]
     Encode {

@@ -196,6 +196,11 @@ impl Writer {
         Ok(self.written)
     }
 
+    /// Where the recording is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes in the file so far.
     pub fn bytes_written(&self) -> u64 {
         self.written
