@@ -197,10 +197,8 @@ impl Coordinator {
     /// Events of a process were lost; where it is not known, or they were no process's, they may have been anyone's.
     fn lose(&mut self, pid: Pid, shards: &mut impl Shards) {
         match self.current.get(&pid) {
-            Some(known) if !known.summarised => {
-                shards.order(known.shard, Order::Lossy { id: known.id });
-            }
-            _ => self.tell_all(|| Order::AllLossy, shards),
+            Some(&Known { id, shard, .. }) => shards.order(shard, Order::Lossy { id }),
+            None => self.tell_all(|| Order::AllLossy, shards),
         }
     }
 

@@ -126,10 +126,16 @@ impl Shard {
         self.summarised.drain(..)
     }
 
+    /// That concerns the memory that it lives in, or did, where others still do; and what is kept of it.
     fn lose(&mut self, id: ProcessId) {
-        let process = self.processes.get(&id);
-        if let Some(space) = process.and_then(|process| self.spaces.get_mut(&process.space)) {
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        if let Some(space) = self.spaces.get_mut(&process.space) {
             space.lossy = true;
+        }
+        if let Some(summary) = &mut process.summary {
+            summary.complete = false;
         }
     }
 

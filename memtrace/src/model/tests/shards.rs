@@ -187,3 +187,39 @@ fn summaries_that_wait_for_a_shard_keep_few_more_sites_than_they_may() {
         );
     }
 }
+
+#[test]
+fn a_loss_of_one_that_ended_is_of_its_memory_and_of_nobody_elses() {
+    for (shards, guest) in [(1, true), (2, true), (1, false), (2, false)] {
+        let mut trace = Trace(Model::in_shards(Limits::default(), shards));
+        for pid in [10, 20] {
+            trace.start(pid, false);
+            trace.seen(pid);
+            trace.alloc(10, pid, 0x100, 64, 0);
+            trace.free(11, pid, 0x500);
+        }
+        if guest {
+            trace.fork(12, 10, 11, true);
+        }
+        trace.exit(13, 10);
+        trace.alloc(5_000 * MS, 20, 0x200, 64, 0);
+        let invalid = |trace: &Trace, pid| trace.row(pid).heap.unwrap().invalid_frees;
+        assert_eq!(
+            (invalid(&trace, 10), invalid(&trace, 20)),
+            (Some(1), Some(1))
+        );
+        trace.lose(10);
+        assert_eq!(
+            (invalid(&trace, 10), invalid(&trace, 20)),
+            (Some(0), Some(1))
+        );
+        let mut spaces = trace
+            .0
+            .shards
+            .iter()
+            .flat_map(|shard| shard.spaces.values());
+        assert_eq!(spaces.any(|space| space.lossy), guest);
+        trace.lose(0);
+        assert_eq!(invalid(&trace, 20), Some(0));
+    }
+}
