@@ -152,9 +152,17 @@ impl Coordinator {
         if event.pid == 0 {
             return;
         }
-        let Known { id, shard, .. } = self.process(event, shards);
+        let known = self.process(event, shards);
+        let Known { id, shard, .. } = known;
         self.loads[shard] += 1;
         let order = match &event.kind {
+            // Of those no site is kept any more.
+            EventKind::Alloc { .. } | EventKind::Realloc { .. } | EventKind::Fault { .. }
+                if known.summarised =>
+            {
+                Order::Apply { id, site: 0 }
+            }
+            EventKind::Touch { .. } if known.summarised => Order::Touch { id, by: None },
             EventKind::Alloc { stack, .. } | EventKind::Realloc { stack, .. } => Order::Apply {
                 id,
                 site: self.stacks.intern(*stack),

@@ -220,3 +220,21 @@ fn the_command_begins_with_its_exec_whoever_tells_of_it_again() {
     let starts: Vec<_> = rows.iter().map(|row| row.start_time_ns).collect();
     assert_eq!(starts, [20, 5], "who started at another time is another");
 }
+
+#[test]
+fn stacks_of_one_that_was_summarised_are_not_kept() {
+    let mut trace = Trace::new();
+    trace.fork(20, 10, 11, false);
+    trace.exit(21, 11);
+    trace.free(5_000 * MS, 10, 0x100);
+    let next = trace.0.coordinator.stacks.intern(1000);
+    trace.alloc(5_001 * MS, 11, 0x100, 64, 77);
+    let (address, stack, faults) = (BASE, 78, 1);
+    let touch = EventKind::Touch {
+        address,
+        stack,
+        faults,
+    };
+    trace.event(5_001 * MS, 11, touch);
+    assert_eq!(trace.0.coordinator.stacks.intern(1001), next + 1);
+}
