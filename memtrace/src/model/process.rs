@@ -45,6 +45,15 @@ pub struct Space {
     pub lossy: bool,
 }
 
+impl Space {
+    /// Something happens in it: from now on its blocks are sampled, where that was told.
+    pub fn note_sampling(&mut self, mean_bytes: Option<u64>) {
+        if let Some(mean_bytes) = mean_bytes {
+            self.heap.sample(mean_bytes);
+        }
+    }
+}
+
 /// The names of code addresses in a program image.
 #[derive(Debug, Default)]
 pub struct Image {

@@ -151,9 +151,7 @@ impl Shard {
         let Some(space) = spaces.get_mut(&process.space) else {
             return;
         };
-        if let Some(mean_bytes) = self.sample_bytes {
-            space.heap.sample(mean_bytes);
-        }
+        space.note_sampling(self.sample_bytes);
         match &event.kind {
             EventKind::Alloc { address, size, .. } => {
                 let block = block(event, *size, site);
@@ -198,6 +196,7 @@ impl Shard {
         } = &event.kind
             && let Some(space) = self.spaces.get_mut(&process.space)
         {
+            space.note_sampling(self.sample_bytes);
             // Of a parent and its child, whoever writes first takes a copy of a page that both have.
             let image = self.images.get(&process.image);
             let copies = image.is_some_and(|image| image.users > 1);

@@ -124,3 +124,17 @@ fn a_heap_that_was_not_seen_for_a_while_begins_anew() {
     assert_eq!((heap.invalid_frees, heap.double_frees), (Some(0), Some(0)));
     assert!(row.heap_reason.is_some());
 }
+
+#[test]
+fn where_blocks_are_sampled_a_touch_tells_so_as_well_as_a_call() {
+    let mut trace = Trace::new();
+    trace.event(8, 0, EventKind::Sampling { bytes: 64 });
+    let (address, stack, faults) = (BASE, 0, 1);
+    let touch = EventKind::Touch {
+        address,
+        stack,
+        faults,
+    };
+    trace.event(9, 10, touch);
+    assert_eq!(trace.row(10).heap.unwrap().invalid_frees, None);
+}
