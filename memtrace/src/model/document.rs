@@ -158,6 +158,7 @@ impl Model {
 
     /// How the memory of a process that runs grows, and the frames that the stacks are made of.
     pub fn growth(&self, pid: Pid) -> Option<(Growth, Vec<Frame>)> {
+        debug_assert!(!self.shards.is_empty(), "the shards are taken");
         let (shard, process) = self.latest(pid)?;
         let uses = shard.growth_of(process)?;
         let space = shard.spaces.get(&process.space)?;

@@ -275,6 +275,7 @@ impl Model {
 
     /// All processes with their shards, in order of their first event.
     fn processes(&self) -> Vec<(ProcessId, &Shard, &Process)> {
+        debug_assert!(!self.shards.is_empty(), "the shards are taken");
         let of_shard = |shard| Shard::numbered(shard);
         let mut all: Vec<_> = self.shards.iter().flat_map(of_shard).collect();
         all.sort_by_key(|(id, ..)| *id);
