@@ -102,7 +102,7 @@ pub fn read(path: &Path) -> Result<Document> {
         bar.set_style(style);
     }
     let model = Model::in_shards(Limits::default(), applier::shards(0));
-    let mut applier = Applier::new(model, None);
+    let mut applier = Applier::replay(model);
     let read = read_ahead(reader, |events, position| {
         applier.apply_all(events);
         bar.set_position(position);

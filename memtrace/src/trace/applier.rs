@@ -31,6 +31,9 @@ const BATCH: usize = 8192;
 /// Batches that wait for one thread.
 pub const QUEUE: usize = 4;
 
+/// Likewise in a replay, whose batches are those of the recording, of up to some dozens of megabytes.
+const REPLAY_QUEUE: usize = 1;
+
 /// More shards than the one thread that decides can keep busy.
 const MAX_SHARDS: usize = 8;
 
@@ -108,6 +111,8 @@ enum Place {
 pub struct Applier {
     model: Model,
     place: Place,
+    /// Batches that may wait for a shard.
+    queue: usize,
     /// Of a recording that is not yet begun.
     writer: Option<Writer>,
     recorder: Option<Recorder>,
@@ -124,10 +129,19 @@ impl Applier {
         Self {
             model,
             place: if several { Place::HereYet } else { Place::Here },
+            queue: QUEUE,
             writer: recording,
             recorder: None,
             batch: Vec::new(),
             passed_on: VecDeque::new(),
+        }
+    }
+
+    /// Of a recording, whose batches are large.
+    pub fn replay(model: Model) -> Self {
+        Self {
+            queue: REPLAY_QUEUE,
+            ..Self::new(model, None)
         }
     }
 
@@ -145,7 +159,7 @@ impl Applier {
         }
     }
 
-    /// Takes in many events, which are none too many at a time.
+    /// Takes in many events at a time, for a [replay](Applier::replay).
     pub fn apply_all(&mut self, events: Vec<Event>) {
         self.pass_on();
         if let Place::Here = self.place {
@@ -181,6 +195,7 @@ impl Applier {
         if let Place::Threads(workers) = std::mem::replace(&mut self.place, Place::Here) {
             workers.stop(&mut self.model);
         }
+        self.passed_on.clear();
     }
 
     /// The whole report: after [`Applier::gather`]. Where there are several shards, threads make it.
@@ -245,7 +260,7 @@ impl Applier {
     /// Gives the shards to threads. Where these cannot be started the first events are applied here, as all the
     /// others will be.
     fn leave(&mut self, first: &[Event]) -> Place {
-        match Workers::start(&mut self.model) {
+        match Workers::start(&mut self.model, self.queue) {
             Ok(workers) => Place::Threads(workers),
             Err(cause) => {
                 log::warn!(
@@ -276,8 +291,9 @@ impl Applier {
 
 impl Workers {
     /// The shards stay with the model where not every thread can be started.
-    fn start(model: &mut Model) -> io::Result<Self> {
-        let started: io::Result<Vec<_>> = (0..model.shards()).map(|_| Worker::start()).collect();
+    fn start(model: &mut Model, queue: usize) -> io::Result<Self> {
+        let started: io::Result<Vec<_>> =
+            (0..model.shards()).map(|_| Worker::start(queue)).collect();
         let (all, givers): (Vec<_>, Vec<_>) = started?.into_iter().unzip();
         for (give, shard) in givers.into_iter().zip(model.take_shards()) {
             // It waits for this.
@@ -348,8 +364,8 @@ fn trim(model: &mut Model, told: impl Iterator<Item = Summarised>, turns: &mut [
 
 impl Worker {
     /// One that waits for its shard.
-    fn start() -> io::Result<(Self, SyncSender<Shard>)> {
-        let (sender, receiver) = sync_channel(QUEUE);
+    fn start(queue: usize) -> io::Result<(Self, SyncSender<Shard>)> {
+        let (sender, receiver) = sync_channel(queue);
         let (summaries, summarised) = channel();
         let (give, given) = sync_channel(1);
         // None comes where another thread cannot be started.

@@ -61,13 +61,14 @@ fn live_and_from_the_recording_it_is_what_one_thread_makes() {
             );
             assert!(applier.finish_recording(None).is_none());
 
-            let mut replay = Applier::new(Model::in_shards(LIMITS, shards), None);
+            let mut replay = Applier::replay(Model::in_shards(LIMITS, shards));
             let recorded = read(&path);
             assert_eq!(recorded.len(), events.len());
             recorded
                 .chunks(700)
                 .for_each(|some| replay.apply_all(some.to_vec()));
             replay.gather();
+            assert!(replay.passed_on.is_empty(), "done with");
             assert!(
                 as_json(&replay.document()) == expected,
                 "{shards} shards, seed {seed}"
@@ -127,7 +128,7 @@ fn no_more_summaries_wait_than_may() {
         })
     };
     let events: Vec<Event> = (10..5000).flat_map(exits).collect();
-    let mut applier = Applier::new(Model::in_shards(LIMITS, 2), None);
+    let mut applier = Applier::replay(Model::in_shards(LIMITS, 2));
     applier.apply_all(events.clone());
     let coordinator = applier.model_mut().coordinator();
     assert_eq!(coordinator.awaited(MAX_UNDECIDED), None);
