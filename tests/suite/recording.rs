@@ -93,6 +93,20 @@ fn replay_as_nobody_and_without_the_program_equals_live() {
 }
 
 #[test]
+fn replay_where_no_thread_can_be_started_equals_live() {
+    let scratch = Scratch::new();
+    let recording = scratch.path("recording");
+    let live = record(&recording, &[text(&workload("children.c")), "30", "exec"]);
+    let binary = scratch.copy(&path(), "memtrace", 0o755);
+    let readable = scratch.copy(&recording, "readable", 0o644);
+    let alone = ["--nproc=1", text(&binary)];
+    let report = ["report", "--format", "json", "--from", text(&readable)];
+    let mut command = as_nobody(&tool("prlimit", "util-linux"));
+    let finished = run(command.args(alone).args(report));
+    assert_eq!(comparable(json(&finished)), comparable(live.json));
+}
+
+#[test]
 fn a_recording_says_that_it_is_whole() {
     let scratch = Scratch::new();
     let recording = scratch.path("recording");
