@@ -57,11 +57,6 @@ impl<S: Source> Merge<S> {
         self.sources.iter_mut().map(|(source, _)| source)
     }
 
-    /// Whether what is read has to be given a moment up to which, to be in order.
-    pub fn is_several(&self) -> bool {
-        self.sources.len() > 1
-    }
-
     /// Takes records that are older than `until_ns`, a moment before this call, until there are `most` in `into`.
     pub fn take(&mut self, until_ns: u64, most: usize, into: &mut Vec<Decoded>) -> Left {
         for (source, head) in &mut self.sources {

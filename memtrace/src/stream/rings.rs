@@ -17,8 +17,8 @@ use crate::{
     seed,
 };
 
-/// How often buffers are looked at that a record holds up which is being written, and the time in between.
-const LOOKS: u32 = 8;
+/// How often, and how long at a time, a record is waited for that is being written and holds the others up.
+const PAUSES: u32 = 7;
 const PAUSE: Duration = Duration::from_micros(50);
 
 /// All ring buffers.
@@ -48,18 +48,13 @@ impl Rings {
     /// Takes records that are there by now, up to so many. Waits a little for one that is being written: it takes a
     /// microsecond, unless whoever writes it lost the processor.
     pub fn take(&mut self, most: usize, into: &mut Vec<Decoded>) -> Left {
-        let mut left = Left::Held;
-        for _ in 0..LOOKS {
-            let until_ns = if self.merge.is_several() {
-                seed::now_ns()
-            } else {
-                u64::MAX
-            };
-            left = self.merge.take(until_ns, most, into);
+        let mut left = self.merge.take(seed::now_ns(), most, into);
+        for _ in 0..PAUSES {
             if left != Left::Held {
                 break;
             }
             thread::sleep(PAUSE);
+            left = self.merge.take(seed::now_ns(), most, into);
         }
         left
     }
