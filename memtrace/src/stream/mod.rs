@@ -41,12 +41,10 @@ pub struct Stream {
     unwinder: Unwinder,
     /// Where the kernel side knows a sample of the faults alone.
     counts: Option<Counts>,
-    /// The last drain left nothing behind that was written when it began.
-    emptied: bool,
-    /// One did so since [`Stream::caught_up`] was asked.
+    /// What the last drain left.
+    left: Left,
+    /// One left nothing that was written when it began, since [`Stream::caught_up`] was asked.
     caught_up: bool,
-    /// The last drain left what a record holds up that was being written.
-    held: bool,
     batch: Vec<Decoded>,
     side: Vec<Event>,
 }
@@ -63,9 +61,8 @@ impl Stream {
             unread_mappings: 0,
             unwinder,
             counts: None,
-            emptied: false,
+            left: Left::More,
             caught_up: false,
-            held: false,
             batch: Vec::with_capacity(BATCH),
             side: Vec::new(),
         })
@@ -167,7 +164,12 @@ impl Stream {
 
     /// Whether the last drain left what is there, since a record before it was still being written.
     pub fn is_held_up(&self) -> bool {
-        self.held
+        self.left == Left::Held
+    }
+
+    /// Whether the last drain left nothing that was written when it began.
+    fn emptied(&self) -> bool {
+        matches!(self.left, Left::Nothing | Left::Younger)
     }
 
     /// Takes up to one batch of records and delivers them in order. False when nothing was left that can be read now.
@@ -179,9 +181,8 @@ impl Stream {
     ) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
         let left = self.rings.take(BATCH, &mut batch);
-        self.emptied = matches!(left, Left::Nothing | Left::Younger);
-        self.held = left == Left::Held;
-        self.caught_up |= self.emptied;
+        self.left = left;
+        self.caught_up |= self.emptied();
         // Read after the rings: a mapping's record is written before its system call returns.
         let lost = sideband.drain(&mut self.side) + std::mem::take(&mut self.unread_mappings);
         for event in self.side.drain(..) {
@@ -219,7 +220,7 @@ impl Stream {
     /// once more.
     pub fn publish(&mut self, object: &mut Object) -> bool {
         // A table says up to where it was made, which is known only where nothing was left of before the drain.
-        self.emptied && self.unwinder.publish(object)
+        self.emptied() && self.unwinder.publish(object)
     }
 
     /// Delivers what came otherwise than through a ring buffer, up to a time.
