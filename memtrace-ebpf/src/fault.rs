@@ -27,16 +27,16 @@ use crate::{
     target::{self, HISTOGRAMS},
 };
 
-/// A thread of a traced process, and its fault being handled.
+/// A thread of a traced process, and its fault being handled; or a thread that is known not to be traced.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct FaultSlot {
     tid: u32,
     flags: u16,
-    /// 1 once its end was seen.
-    ended: u16,
-    /// 1 more than [`target::generation`] when the thread's process was found to be traced, so that it need not be
-    /// looked up again; 0 where that does not hold until the thread ends.
+    /// [`UNDER_WAY`], [`ENDED`] or [`NOT_TRACED`].
+    state: u16,
+    /// 1 more than [`target::generation`] when the thread's process was looked up, so that it need not be again; 0 where
+    /// what was found does not hold until the thread ends.
     known: u32,
     /// Records of the thread.
     records: u32,
@@ -47,6 +47,13 @@ struct FaultSlot {
     /// Faults up to the next one whose stack is taken ([`fault_stack::takes`]).
     until_sample: u64,
 }
+
+/// The slot's fault has begun.
+const UNDER_WAY: u16 = 0;
+/// Its end was seen.
+const ENDED: u16 = 1;
+/// The slot's thread is not traced. Its look-ups are what other programs would pay for ours.
+const NOT_TRACED: u16 = 2;
 
 #[map]
 static FAULT_SLOTS: Array<FaultSlot> = Array::with_max_entries(65_536, 0);
@@ -113,24 +120,40 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     }
     if slot.tid != tid || slot.known != target::generation().wrapping_add(1) {
         let Some((_, target)) = target::current_or_met() else {
+            pass_over(slot, tid);
             return 0;
         };
         take(slot, tid, &target);
         if target.flags & UNFOLLOWED != 0 && ENDS_EVERYWHERE.get(0) != Some(&1) {
             // Its end is told all the same where the events of all CPUs come while it is handled.
-            slot.ended = 1;
+            slot.state = ENDED;
             slot.flags = flags;
             return without_end(ctx, ids, target.start_ns, flags);
         }
+    } else if slot.state == NOT_TRACED {
+        return 0;
     }
     begin(slot, flags, ctx.arg(0));
     0
 }
 
+/// Remembers that a thread is not traced, if nobody else needs its slot. What may trace it later makes it be looked up
+/// again: a fork by a traced process, or the user side, by the generation. Where an area is traced, a thread may come
+/// into it at any time.
+#[inline(always)]
+fn pass_over(slot: &mut FaultSlot, tid: u32) {
+    if target::has_area() || (slot.tid != 0 && slot.state != NOT_TRACED) {
+        return;
+    }
+    slot.tid = tid;
+    slot.known = target::generation().wrapping_add(1);
+    slot.state = NOT_TRACED;
+}
+
 /// Makes a slot that of a thread of a traced process.
 #[inline(always)]
 fn take(slot: &mut FaultSlot, tid: u32, target: &Target) {
-    if slot.tid != 0 && slot.tid != tid && slot.ended == 0 {
+    if slot.tid != 0 && slot.tid != tid && slot.state == UNDER_WAY {
         count(Counter::SlotCollision);
     }
     // Nobody tells once more that a thread has ended which takes a fault while it does.
@@ -156,13 +179,14 @@ fn is_exiting() -> bool {
 #[inline(always)]
 fn begin(slot: &mut FaultSlot, flags: u16, address: u64) {
     slot.flags = flags;
-    slot.ended = 0;
+    slot.state = UNDER_WAY;
     slot.address = address;
     // SAFETY: the helper takes no argument.
     slot.started_ns = unsafe { bpf_ktime_get_ns() };
 }
 
-/// A thread ended, executed another program, or has another id from now on: what is known of it may not hold.
+/// A thread begins or ended, executed another program, or has another id from now on: what is known of its id may not
+/// hold.
 #[inline(always)]
 pub fn forget(tid: u32) {
     if let Some(slot) = slot(tid)
@@ -224,7 +248,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
     // SAFETY: the context is valid while the program runs.
     let (address, cs, ip) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs, (*ctx.ctx).regs.rip) };
     // Another address is that of a fault that had no end, a signal in place of a page.
-    if slot.tid != tid || slot.ended != 0 || slot.address != address {
+    if slot.tid != tid || slot.state != UNDER_WAY || slot.address != address {
         return end_alone(slot, ids, (address, cs, ip), major);
     }
     let mut header = header_of(Kind::Fault, ids);
@@ -241,7 +265,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
         record.header.time_ns = now_ns();
     }
     // Only now: a read of the stack that fails is a fault that has a start and no end.
-    slot.ended = 1;
+    slot.state = ENDED;
     tally(slot.process_ns, &record);
     slot.records = slot.records.wrapping_add(1);
     tell(record, Urgency::Frequent(slot.records));
@@ -253,7 +277,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
 fn end_alone(slot: &FaultSlot, ids: u64, at: (u64, u64, u64), major: u16) -> u32 {
     // A thread with two events (opened for it, inherited, or of the CPU) ends each fault twice. Of faults that are timed
     // in windows alone, one that started outside is not.
-    let ended = slot.tid == ids as u32 && slot.ended != 0;
+    let ended = slot.tid == ids as u32 && slot.state == ENDED;
     if ended || fault_window::is_on() {
         return 0;
     }

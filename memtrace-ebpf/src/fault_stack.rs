@@ -58,13 +58,13 @@ pub fn take(ctx: &PerfEventContext, in_kernel: bool) -> u64 {
         sp: regs.rsp,
         bp: regs.rbp,
     };
-    let start = if in_kernel {
+    let mut start = if in_kernel {
         let Some(caller) = entered() else { return 0 };
         Start::fault(caller, 0, registers.ip)
     } else {
         Start::fault(registers, INTERRUPTED, 0)
     };
-    stack::intern_from(&start, |record| kernel_frames(ctx, record))
+    stack::intern_from(&mut start, |record| kernel_frames(ctx, record))
 }
 
 /// Registers with which the current thread entered the kernel.

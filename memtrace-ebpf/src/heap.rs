@@ -50,8 +50,10 @@ struct CallSlot {
     until_sample: u64,
     /// Where the return address lies.
     frame: u64,
-    /// The return address, which the return trampoline takes the place of.
+    /// The return address, which the return trampoline takes the place of; 0 where it was not read.
     caller: u64,
+    /// Where the allocator's own code lies: begin and length.
+    own_code: [u64; 2],
     /// The same, of the last call that was the allocator's own: a tail jump out of it is internal too.
     internal_frame: u64,
     entered_ns: u64,
@@ -86,6 +88,26 @@ impl CallSlot {
         Some(inherits)
     }
 
+    /// Takes the stack of the call that begins, if its block is in the sample. The return address is known from here on:
+    /// a fault in the call may ask for it ([`call_in_flight`]).
+    #[inline(always)]
+    fn take_stack(&mut self, bp: u64) {
+        if !self.sampled {
+            if self.caller == 0 {
+                self.caller = read_caller(self.frame);
+            }
+            return;
+        }
+        // At a function's entry the frame pointer is still the caller's.
+        let mut caller = Registers {
+            ip: self.caller,
+            sp: self.frame + 8,
+            bp,
+        };
+        self.stack = stack::intern(&mut caller, &mut self.last_stack);
+        self.caller = caller.ip;
+    }
+
     #[inline(always)]
     fn next_record(&mut self) -> Urgency {
         self.records = self.records.wrapping_add(1);
@@ -103,6 +125,27 @@ static POINTS: Array<Point> = Array::with_max_entries(MAX_GROUPS * GROUP_SIZE, 0
 /// asks for TASK_SIZE - PAGE_SIZE. It gets another one where the stack lies there, which is so without address
 /// space randomisation.
 const TRAMPOLINE: u64 = 0x7fff_ffff_e000;
+
+/// The return address that lies at `frame`; 0, which is counted, where it cannot be read.
+#[inline(always)]
+pub fn read_caller(frame: u64) -> u64 {
+    // SAFETY: the helper checks the user address.
+    unsafe { bpf_probe_read_user(frame as *const u64) }.unwrap_or_else(|_| {
+        count(Counter::CallerUnreadable);
+        0
+    })
+}
+
+#[inline(always)]
+fn lies_in(code: [u64; 2], address: u64) -> bool {
+    address.wrapping_sub(code[0]) < code[1]
+}
+
+/// Whether a return address is that of the trampoline where it usually is.
+#[inline(always)]
+pub fn is_trampoline(caller: u64) -> bool {
+    caller & !0xfff == TRAMPOLINE
+}
 
 /// Whether an address is in the page of the return trampoline, wherever that is.
 #[inline(always)]
@@ -158,11 +201,12 @@ struct Call<'a> {
     ids: u64,
     inherits: bool,
     frame: u64,
+    /// The return address; 0 where it was not read.
     caller: u64,
 }
 
 impl<'a> Call<'a> {
-    /// The call at this probe, unless the process is not traced or the allocator calls itself.
+    /// The call at this probe, unless the process is not traced or the allocator is known to call itself.
     #[inline(always)]
     fn enter(ctx: *mut core::ffi::c_void) -> Option<Self> {
         if floor::hooks_only() {
@@ -178,34 +222,62 @@ impl<'a> Call<'a> {
         let group = unsafe { bpf_get_attach_cookie(ctx) } as u32;
         let point = POINTS.get(group * GROUP_SIZE + regs.rip as u32 % GROUP_SIZE)?;
         let frame = regs.rsp + u64::from(point.pushed);
-        // SAFETY: the helper checks the user address.
-        let caller = unsafe { bpf_probe_read_user(frame as *const u64) }.unwrap_or_else(|_| {
-            count(Counter::CallerUnreadable);
-            0
-        });
-        let distance = caller.wrapping_sub(regs.rip) as i64;
-        let own = slot.tid == tid;
-        if distance >= point.internal_start && distance < point.internal_end {
-            if own {
-                slot.internal_frame = frame;
-            }
-            return None;
-        }
-        // A call that a longjmp left has the same place without the trampoline.
-        let may_be_tail_jump =
-            own && ((slot.function != 0 && slot.frame == frame) || slot.internal_frame == frame);
-        if may_be_tail_jump && in_trampoline(caller) {
-            return None;
-        }
-        Some(Self {
+        let mut call = Self {
             regs,
             point,
             slot,
             ids,
             inherits,
             frame,
-            caller,
-        })
+            caller: 0,
+        };
+        if !call.is_told_by_return() {
+            call.caller = read_caller(frame);
+            if call.is_internal() {
+                return None;
+            }
+        }
+        Some(call)
+    }
+
+    /// Whether there is time to look at the return address when the call returns, which is told then, or when its stack
+    /// is walked: to read it is a tenth of what this program takes. Within another call it may be the allocator's own,
+    /// which is not to take the other's place; and what has no return is told now.
+    #[inline(always)]
+    fn is_told_by_return(&self) -> bool {
+        self.point.function != Function::Free as u32
+            && self.slot.tid == self.ids as u32
+            && self.slot.function == 0
+    }
+
+    /// Whether the allocator calls itself, or jumped here from a function that is told.
+    #[inline(always)]
+    fn is_internal(&mut self) -> bool {
+        let own = self.slot.tid == self.ids as u32;
+        if lies_in(self.own_code(), self.caller) {
+            if own {
+                self.slot.internal_frame = self.frame;
+            }
+            return true;
+        }
+        // A call that a longjmp left has the same place without the trampoline.
+        let may_be_tail_jump = own
+            && ((self.slot.function != 0 && self.slot.frame == self.frame)
+                || self.slot.internal_frame == self.frame);
+        may_be_tail_jump && in_trampoline(self.caller)
+    }
+
+    #[inline(always)]
+    fn own_code(&self) -> [u64; 2] {
+        let Point {
+            internal_start: start,
+            internal_end: end,
+            ..
+        } = *self.point;
+        [
+            self.regs.rip.wrapping_add(start as u64),
+            end.wrapping_sub(start) as u64,
+        ]
     }
 
     /// A block is given back: recorded before it can belong to another.
@@ -224,6 +296,7 @@ impl<'a> Call<'a> {
     /// Remembers the arguments until the return.
     #[inline(always)]
     fn begin(self) {
+        let own_code = self.own_code();
         let Self {
             regs,
             point,
@@ -247,7 +320,7 @@ impl<'a> Call<'a> {
         slot.inherits = inherits;
         slot.function = point.function as u16;
         slot.frame = frame;
-        slot.caller = caller;
+        slot.own_code = own_code;
         slot.internal_frame = 0;
         slot.pointer = pointer;
         slot.size = size;
@@ -260,18 +333,11 @@ impl<'a> Call<'a> {
             0
         };
         slot.sampled = sample::takes(&mut slot.until_sample, size);
-        slot.stack = if slot.sampled {
-            let returns_to_trampoline = caller & !0xfff == TRAMPOLINE;
-            // At a function's entry the frame pointer is still the caller's.
-            let caller = Registers {
-                ip: if returns_to_trampoline { 0 } else { caller },
-                sp: frame + 8,
-                bp: regs.rbp,
-            };
-            stack::intern(caller, &mut slot.last_stack)
-        } else {
-            0
-        };
+        slot.caller = caller;
+        slot.stack = 0;
+        if stack::is_on() {
+            slot.take_stack(regs.rbp);
+        }
     }
 }
 
@@ -317,6 +383,19 @@ fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
     }
     let function = u32::from(slot.function);
     slot.function = 0;
+    let mut caller = slot.caller;
+    if caller == 0 {
+        // The kernel has put the return address where the trampoline's would be (uprobe_handle_trampoline(),
+        // kernel/events/uprobes.c): that of the first call, where a tail jump led from one to another.
+        caller = if popped == 0 {
+            read_caller(slot.frame)
+        } else {
+            regs.rip
+        };
+    }
+    if lies_in(slot.own_code, caller) {
+        return;
+    }
     let result = if function == Function::PosixMemalign as u32 {
         memalign_result(slot.pointer, regs.rax)
     } else {

@@ -63,6 +63,8 @@ fn fork(ctx: &RawTracePointContext) {
     let Some(child) = field::<u32>(task, offsets().task_pid) else {
         return;
     };
+    // An earlier thread of this id may have been passed over.
+    fault::forget(child);
     let comm = field(task, offsets().task_comm).unwrap_or_default();
     let mut header = header(Kind::Fork);
     header.extra = child;

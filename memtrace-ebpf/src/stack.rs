@@ -51,6 +51,7 @@ pub struct Scratch {
 pub struct Start {
     /// Bits of the first frame.
     bits: u64,
+    /// A call's instruction is 0 where its return address was not read yet; that lies below the stack pointer.
     registers: Registers,
     /// Instruction of the kernel that took the fault, 0 for none.
     kernel_ip: u64,
@@ -69,36 +70,52 @@ impl Start {
             flags: COPY_OF_FAULT,
         }
     }
+
+    /// Whether there is somewhere to begin. A call that returns to the trampoline is within one that another tool
+    /// probes.
+    #[inline(always)]
+    fn is_walked(&self) -> bool {
+        let ip = self.registers.ip;
+        ip != 0 && (self.flags & COPY_OF_FAULT != 0 || !heap::is_trampoline(ip))
+    }
 }
 
-/// Id of the stack of a call, whose caller's registers these are as it returns; 0 where stacks are off. `last` is the
-/// thread's last stack: many a call is on the same one.
+/// Whether stacks are taken.
 #[inline(always)]
-pub fn intern(caller: Registers, last: &mut StackHash) -> u64 {
-    let start = Start {
-        registers: caller,
+pub fn is_on() -> bool {
+    TAKE_STACKS.load() != 0
+}
+
+/// Id of the stack of a call, whose caller's registers these are as it returns; 0 for none. Where their instruction is 0,
+/// it is read with the stack. `last` is the thread's last stack: many a call is on the same one.
+#[inline(always)]
+pub fn intern(caller: &mut Registers, last: &mut StackHash) -> u64 {
+    let mut start = Start {
+        registers: *caller,
         bits: 0,
         kernel_ip: 0,
         flags: 0,
     };
-    intern_after(&start, last, |_| 0)
+    let id = intern_after(&mut start, last, |_| 0);
+    caller.ip = start.registers.ip;
+    id
 }
 
 /// The same from anywhere. `kernel_frames` puts the kernel's frames into the record, before those of the process, and
 /// says how many.
 #[inline(always)]
-pub fn intern_from(start: &Start, kernel_frames: impl FnOnce(&mut Stack) -> u64) -> u64 {
+pub fn intern_from(start: &mut Start, kernel_frames: impl FnOnce(&mut Stack) -> u64) -> u64 {
     let mut none = StackHash::EMPTY;
     intern_after(start, &mut none, kernel_frames)
 }
 
 #[inline(always)]
 fn intern_after(
-    start: &Start,
+    start: &mut Start,
     last: &mut StackHash,
     kernel_frames: impl FnOnce(&mut Stack) -> u64,
 ) -> u64 {
-    if TAKE_STACKS.load() == 0 || start.registers.ip == 0 {
+    if !is_on() {
         return 0;
     }
     let Some((pid, target)) = target::current() else {
@@ -106,10 +123,27 @@ fn intern_after(
     };
     let Some(scratch) = take_scratch() else {
         count(Counter::UnwindScratchBusy);
+        if start.registers.ip == 0 {
+            start.registers.ip = heap::read_caller(start.registers.sp - 8);
+        }
         return single(start);
     };
     // SAFETY: the record is this program's until it gives the scratch back.
     let walk = unsafe { &mut (*scratch).walk };
+    if start.registers.ip == 0 {
+        let place = start.registers.sp - 8;
+        walk.window.read(place);
+        start.registers.ip = match walk.window.index(place, 1) {
+            Some(index) => walk.window.at(index),
+            None => heap::read_caller(place),
+        };
+    } else {
+        walk.window.read(start.registers.sp);
+    }
+    if !start.is_walked() {
+        give_back(scratch);
+        return 0;
+    }
     walk.begin(start.registers, start.bits, pid, &target);
     if start.kernel_ip != 0 {
         let count = kernel_frames(&mut walk.stack);
@@ -125,9 +159,15 @@ fn intern_after(
         }
         Some(known(scratch, last))
     };
-    // SAFETY: nothing uses the scratch any more.
-    unsafe { (&raw mut (*scratch).taken).write_volatile(0) };
+    give_back(scratch);
     id.unwrap_or_else(|| copy(start))
+}
+
+/// Nothing uses the scratch any more.
+#[inline(always)]
+fn give_back(scratch: *mut Scratch) {
+    // SAFETY: a word of a map value.
+    unsafe { (&raw mut (*scratch).taken).write_volatile(0) };
 }
 
 /// A free scratch record of this CPU.

@@ -109,11 +109,11 @@ fn in_area() -> bool {
     }
 }
 
-/// Counts how often processes were taken out of [`TARGETS`] by the user side.
+/// Counts how often the user side put processes into [`TARGETS`] or took them out.
 #[map]
 static GENERATION: Array<u32> = Array::with_max_entries(1, 0);
 
-/// What was found in [`TARGETS`] holds for a thread until it ends or this changes.
+/// What was found in [`TARGETS`], or not, holds for a thread until it ends or this changes.
 #[inline(always)]
 pub fn generation() -> u32 {
     GENERATION.get(0).copied().unwrap_or(0)

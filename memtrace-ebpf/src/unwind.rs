@@ -217,7 +217,6 @@ impl Walk {
                 .wrapping_mul(0x9e37_79b1)
                 .wrapping_add(target.start_ns),
         );
-        self.window.read(registers.sp);
         let place = space.map_or(0, |space| space.python);
         python::begin(self, place);
         self.bits = bits;

@@ -274,7 +274,9 @@ impl Object {
             flags: if follow { FOLLOW } else { 0 },
             code_changes: 0,
         };
-        self.targets.insert(pid, target, 0).map_err(failed)
+        self.targets.insert(pid, target, 0).map_err(failed)?;
+        self.look_up_again();
+        Ok(())
     }
 
     /// Traces a process that runs in the area, with its children. `counted` is what the kernel counted of its faults by
@@ -347,7 +349,11 @@ impl Object {
                 log::debug!("pid {pid} was not traced any more: {error}");
             }
         }
-        // Threads remember that they were traced.
+        self.look_up_again();
+    }
+
+    /// What threads remember of whether they are traced does not hold any more.
+    fn look_up_again(&mut self) {
         let generation = self.generation.get(&0, 0).unwrap_or(0).wrapping_add(1);
         if let Err(error) = self.generation.set(0, generation, 0) {
             log::debug!("GENERATION: {error}");

@@ -323,8 +323,8 @@ pub const ROWS: &[Row] = &[
             Tool::DaemonSampled,
         ],
         clock: Clock::Cpu,
-        rounds: 20,
-        limit: Duration::from_secs(35),
+        rounds: 40,
+        limit: Duration::from_secs(90),
         claims: &[within(Tool::DaemonSampled, Tool::Untraced, 1.03)],
     },
     Row {
@@ -368,8 +368,8 @@ pub const ROWS: &[Row] = &[
         workload: Workload::Redis,
         tools: &[Tool::Untraced, Tool::DaemonHooks, Tool::Daemon],
         clock: Clock::Wall,
-        rounds: 20,
-        limit: Duration::from_secs(50),
+        rounds: 40,
+        limit: Duration::from_secs(100),
         claims: &[surely_within(Tool::Daemon, Tool::Untraced, 1.04)],
     },
     Row {
