@@ -25,8 +25,8 @@ pub struct Event {
 }
 
 /// Times are told in multiples of this, rounded down. A probe takes a thread 500 ns and more, so nothing that one event
-/// brings about is told within one step of it; what is below is noise of the probes, and 0.4 bytes an event of a recording.
-const TIME_STEP_NS: u64 = 16;
+/// brings about is told within one step of it; what is below is noise of the probes, and half a byte an event of a recording.
+const TIME_STEP_NS: u64 = 32;
 
 impl Event {
     /// Rounds the times of a live event.

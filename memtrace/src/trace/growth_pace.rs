@@ -1,4 +1,4 @@
-//! How many faults of a process that grows are sampled: some 64 a second, of a slow one each.
+//! How many faults of a process that grows are sampled: some 128 a second, of a slow one each.
 //!
 //! A fault that an event passes over costs a count, one that a program sees some 0.3 µs, and one that is taken a stack.
 
@@ -6,10 +6,10 @@ use memtrace_common::growth::Growing as How;
 
 /// Faults a second that are taken of one process: with more, one stands for several. Who faults less is known page by
 /// page, a slow leak among them.
-pub const PER_SECOND: u64 = 64;
+pub const PER_SECOND: u64 = 128;
 
 /// The same where the sample is thinned.
-pub const PER_SECOND_THINNED: u64 = 8;
+pub const PER_SECOND_THINNED: u64 = 16;
 
 /// Faults a second that the program is to see at least, where the events pass over the others.
 const SEEN_PER_SECOND: u64 = 512;
@@ -54,15 +54,16 @@ mod tests {
             (period, one_in, stands_for)
         };
         assert_eq!(of(0), (1, 1, 1));
-        assert_eq!(of(64), (1, 1, 1));
-        assert_eq!(of(6000), (1, 128, 128));
-        assert_eq!(of(7000), (13, 8, 104));
-        assert_eq!(of(1_000_000), (1021, 16, 16_336));
+        assert_eq!(of(128), (1, 1, 1));
+        assert_eq!(of(500), (1, 4, 4));
+        assert_eq!(of(6000), (1, 64, 64));
+        assert_eq!(of(7000), (13, 4, 52));
+        assert_eq!(of(1_000_000), (1021, 8, 8_168));
         for rate in (0..20_000_000).step_by(12_345) {
             let (period, _, stands_for) = of(rate);
             // Between half as many as wished and all of them.
             let taken = rate / u64::from(stands_for);
-            assert!(rate < 64 || (24..=128).contains(&taken), "{rate}: {taken}");
+            assert!(rate < 128 || (48..=256).contains(&taken), "{rate}: {taken}");
             assert!(rate / period <= 20_000, "{rate}: seen");
         }
         assert_eq!(sampled(u64::MAX, 1, 1021).stands_for, 1021 << 16);
