@@ -408,6 +408,8 @@ pub struct Memory {
     pub peak: u64,
     /// Mapped pages.
     pub mapped: u64,
+    /// High-water mark of mapped pages, updated lazily: the last number may be above it.
+    pub peak_mapped: u64,
     /// First address of the brk area.
     pub break_start: u64,
     /// Program break.
@@ -440,4 +442,4 @@ const _: () = assert!(size_of::<Exec>() == 272);
 const _: () = assert!(size_of::<Arguments>() == 280);
 const _: () = assert!(size_of::<Exit>() == 48);
 const _: () = assert!(size_of::<Rename>() == 40);
-const _: () = assert!(size_of::<Memory>() == 96);
+const _: () = assert!(size_of::<Memory>() == 104);

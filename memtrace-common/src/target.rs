@@ -96,6 +96,8 @@ pub struct KernelOffsets {
     pub mm_total_vm: u32,
     /// `mm_struct.hiwater_rss`
     pub mm_hiwater_rss: u32,
+    /// `mm_struct.hiwater_vm`
+    pub mm_hiwater_vm: u32,
     /// `mm_struct.arg_start`; `arg_end` follows it.
     pub mm_arg_start: u32,
     /// `mm_struct.brk`
@@ -158,6 +160,7 @@ impl KernelOffsets {
         task_rss_count: UNKNOWN,
         mm_total_vm: UNKNOWN,
         mm_hiwater_rss: UNKNOWN,
+        mm_hiwater_vm: UNKNOWN,
         mm_arg_start: UNKNOWN,
         mm_brk: UNKNOWN,
         mm_start_brk: UNKNOWN,

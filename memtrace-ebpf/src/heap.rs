@@ -417,7 +417,8 @@ pub fn call_in_flight() -> Option<(u64, u64)> {
 #[inline(always)]
 pub fn behind_trampoline(ip: u64, frame: u64) -> Option<u64> {
     let (place, caller) = call_in_flight()?;
-    (place == frame && ip != caller).then_some(caller)
+    // While the stack of the call itself is walked, it was not read yet.
+    (place == frame && caller != 0 && ip != caller).then_some(caller)
 }
 
 /// A thread ended, or has another id from now on: its id may come back as another process's.

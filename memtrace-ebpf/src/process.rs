@@ -98,6 +98,18 @@ fn fork(ctx: &RawTracePointContext) {
     );
 }
 
+/// `sched:sched_prepare_exec(task, bprm)`, since 6.10: an execve cannot fail any more, and the address space is still the
+/// old one.
+#[raw_tracepoint]
+pub fn process_prepare_exec(_: RawTracePointContext) -> i32 {
+    measured(Hook::Kernel, || {
+        if target::current_or_met().is_some() {
+            residency::emit_totals(0);
+        }
+    });
+    0
+}
+
 /// `sched:sched_process_exec(task, old_pid, bprm)`: the program is loaded and about to run.
 #[raw_tracepoint]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {

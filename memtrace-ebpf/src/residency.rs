@@ -80,6 +80,7 @@ fn totals(flags: u16) -> Option<Memory> {
         shared: counter(mm, 3)?,
         peak: field(mm, offsets.mm_hiwater_rss).unwrap_or(0),
         mapped: field(mm, offsets.mm_total_vm).unwrap_or(0),
+        peak_mapped: field(mm, offsets.mm_hiwater_vm).unwrap_or(0),
         break_start: field(mm, offsets.mm_start_brk).unwrap_or(0),
         break_end: field(mm, offsets.mm_brk).unwrap_or(0),
         stack: field(mm, offsets.mm_start_stack).unwrap_or(0),

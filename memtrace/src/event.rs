@@ -292,6 +292,8 @@ pub struct MemoryTotals {
     pub peak_resident_bytes: u64,
     /// Mapped.
     pub mapped_bytes: u64,
+    /// High-water mark of mapped bytes.
+    pub peak_mapped_bytes: u64,
     /// First address of the brk area.
     pub break_start: u64,
     /// Program break.

@@ -99,6 +99,26 @@ sys.stdin.read(1)";
     python.finish().exited(0);
 }
 
+/// What was reserved for a moment, and never touched, is told by no reading of once a second. The process says itself what
+/// the kernel's high-water mark is.
+#[test]
+fn a_moments_reservation_is_in_the_peak() {
+    const RESERVE: &str = "\
+import mmap
+mmap.mmap(-1, 512 << 20).close()
+peak = next(line for line in open('/proc/self/status') if line.startswith('VmPeak'))
+print(peak.split()[1])";
+    let daemon = Daemon::start();
+    let mut command = Command::new("/usr/bin/python3");
+    let output = daemon.cgroup.run(command.args(["-c", RESERVE]));
+    output.exited(0);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let peak: u64 = printed.trim().parse().expect("KiB");
+    assert!(peak >= 512 << 10, "{peak} KiB");
+    let ended = daemon.ended(1, |one| one.comm == "python3");
+    assert_eq!(ended[0].address_space.peak_reserved_bytes, peak << 10);
+}
+
 #[test]
 fn who_ended_just_before_the_daemon_is_in_the_history() {
     let mut daemon = Daemon::start();

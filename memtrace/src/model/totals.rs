@@ -108,9 +108,13 @@ impl AddressSpace {
         }
     }
 
-    /// Most bytes mapped at a time.
+    /// Most bytes mapped at a time: where not each mapping is told, by the kernel's own high-water mark.
     pub fn peak_reserved(&self) -> u64 {
-        self.peak_reserved.max(self.reserved())
+        let tracked = self.peak_reserved.max(self.reserved());
+        match &self.totals {
+            Some(totals) if self.sampled => tracked.max(totals.peak_mapped_bytes),
+            _ => tracked,
+        }
     }
 
     /// Most bytes resident at a time. At teardown the kernel's own high-water mark, which knows of
@@ -245,6 +249,7 @@ mod tests {
             shared_bytes: shared * PAGE,
             swapped_bytes: 0,
             peak_resident_bytes: 0,
+            peak_mapped_bytes: 0,
             mapped_bytes: mapped * PAGE,
             break_start: 0,
             break_end: 0,

@@ -65,6 +65,7 @@ fn offsets(btf: &Btf) -> KernelOffsets {
         task_rss_count: within(("task_struct", "rss_stat"), ("task_rss_stat", "count")),
         mm_total_vm: offset("mm_struct", "total_vm"),
         mm_hiwater_rss: offset("mm_struct", "hiwater_rss"),
+        mm_hiwater_vm: offset("mm_struct", "hiwater_vm"),
         mm_arg_start: offset("mm_struct", "arg_start"),
         mm_brk: offset("mm_struct", "brk"),
         mm_start_brk: offset("mm_struct", "start_brk"),

@@ -1,7 +1,8 @@
-//! Memory system calls by events of their own, for a trace that lasts.
+//! System calls by events of their own, for a trace that lasts.
 //!
-//! While they are there, a system call of any other kind costs 30 ns more than without, where the raw tracepoints of all
-//! system calls cost 150 (getppid, on the machine of docs/ARCHITECTURE.md). The kernel takes 35 ms to remove each.
+//! While one of them is there, every system call of the machine takes the kernel's slow path, which is 40 ns and more of
+//! it; with the raw tracepoints of all system calls it is 150 (getppid, on the machine of docs/ARCHITECTURE.md). The
+//! kernel takes 35 ms to remove each.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -13,23 +14,40 @@ use super::{
     tracefs::Tracefs,
 };
 
-const CHANGES: &str = "memory_call_event";
-const ENDS: &str = "address_space_event";
+/// A program, the events that it runs at, and the one without which the others are of no use.
+pub struct Calls {
+    program: &'static str,
+    events: &'static [&'static str],
+    required: &'static str,
+}
 
-/// Program and event. A call that a kernel does not have (shmat without System V IPC) does nothing to an address space.
-const EVENTS: [(&str, &str); 11] = [
-    (CHANGES, "sys_exit_brk"),
-    (CHANGES, "sys_exit_mmap"),
-    (CHANGES, "sys_exit_munmap"),
-    (CHANGES, "sys_exit_mremap"),
-    (CHANGES, "sys_exit_mprotect"),
-    (CHANGES, "sys_exit_madvise"),
-    (CHANGES, "sys_exit_shmat"),
-    (CHANGES, "sys_exit_shmdt"),
-    (ENDS, "sys_enter_execve"),
-    (ENDS, "sys_enter_execveat"),
-    (ENDS, "sys_enter_exit_group"),
-];
+/// Returns of calls that change an address space. A call that a kernel does not have (shmat without System V IPC) does
+/// nothing to one.
+pub const CHANGES: Calls = Calls {
+    program: "memory_call_event",
+    events: &[
+        "sys_exit_brk",
+        "sys_exit_mmap",
+        "sys_exit_munmap",
+        "sys_exit_mremap",
+        "sys_exit_mprotect",
+        "sys_exit_madvise",
+        "sys_exit_shmat",
+        "sys_exit_shmdt",
+    ],
+    required: "sys_exit_mmap",
+};
+
+/// Entries of calls that end one.
+pub const ENDS: Calls = Calls {
+    program: "address_space_event",
+    events: &[
+        "sys_enter_execve",
+        "sys_enter_execveat",
+        "sys_enter_exit_group",
+    ],
+    required: "sys_enter_exit_group",
+};
 
 /// Links, and the events that they are on.
 pub struct CallEvents(#[expect(dead_code, reason = "held open")] Vec<[OwnedFd; 2]>);
@@ -37,18 +55,22 @@ pub struct CallEvents(#[expect(dead_code, reason = "held open")] Vec<[OwnedFd; 2
 impl CallEvents {
     /// Attaches to all of them, for every CPU, whichever the event is opened on. An error where the kernel does not
     /// have these events (`CONFIG_FTRACE_SYSCALLS`).
-    pub fn attach(object: &Object, tracefs: &Tracefs) -> Result<(Self, Vec<Status>), Error> {
-        let mut attached = Vec::with_capacity(EVENTS.len());
-        let mut statuses = Vec::with_capacity(EVENTS.len());
-        for (program, name) in EVENTS {
-            let one = attach(object, tracefs, program, name);
+    pub fn attach(
+        object: &Object,
+        tracefs: &Tracefs,
+        calls: &Calls,
+    ) -> Result<(Self, Vec<Status>), Error> {
+        let mut attached = Vec::with_capacity(calls.events.len());
+        let mut statuses = Vec::with_capacity(calls.events.len());
+        for &name in calls.events {
+            let one = attach(object, tracefs, calls.program, name);
             statuses.push(Status {
                 name: name.to_owned(),
                 failure: one.as_ref().err().map(ToString::to_string),
             });
             match one {
                 Ok(one) => attached.push(one),
-                Err(error) if name == "sys_exit_mmap" => return Err(error),
+                Err(error) if name == calls.required => return Err(error),
                 Err(_) => {}
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{fs, rc::Rc};
 
-use nix::{sys::utsname::uname, unistd::geteuid};
+use nix::unistd::geteuid;
 
 use super::{
     fault::FaultProbes,
@@ -10,8 +10,9 @@ use super::{
     libraries,
     object::{LoadOptions, Object},
     perf::Scope,
-    points,
+    points::{self, Group},
     sideband::Sideband,
+    version,
     tracefs::Tracefs,
 };
 
@@ -104,17 +105,8 @@ pub fn all() -> Vec<Finding> {
 }
 
 fn kernel() -> Finding {
-    let release = uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
-    let mut next = || {
-        numbers
-            .next()
-            .and_then(|number| number.parse::<u32>().ok())
-            .unwrap_or(0)
-    };
-    if (next(), next()) >= (6, 1) {
+    let release = version::release();
+    if version::is_at_least((6, 1)) {
         works("kernel", release)
     } else {
         limited(
@@ -188,7 +180,12 @@ fn tracepoints(object: &mut Object) -> Vec<Finding> {
             Some(failure) => limited(&what, failure, ""),
         }
     };
-    match points::attach(object, &[]) {
+    let without: &[Group] = if points::tell_ends() {
+        &[]
+    } else {
+        &[Group::PrepareExec]
+    };
+    match points::attach(object, without) {
         Ok(statuses) => statuses.into_iter().map(finding).collect(),
         Err(error) => vec![broken("tracepoints", error.to_string(), "")],
     }

@@ -32,5 +32,6 @@ mod selection;
 pub mod sideband;
 pub mod tracefs;
 pub mod unwind;
+pub mod version;
 
 pub use error::Error;

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::{Error, object::Object};
+use super::{Error, object::Object, version};
 
 /// State of one probe, for the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +16,9 @@ pub struct Status {
 }
 
 /// Program, tracepoint, and whether a trace without it would be wrong rather than incomplete.
-const HOOKS: [(&str, &str, bool); 9] = [
+const HOOKS: [(&str, &str, bool); 10] = [
     ("process_fork", "task_newtask", true),
+    ("process_prepare_exec", "sched_prepare_exec", false),
     ("process_exec", "sched_process_exec", true),
     ("process_exit", "sched_process_exit", true),
     ("process_rename", "task_rename", false),
@@ -35,6 +36,8 @@ pub enum Group {
     Faults,
     /// System calls.
     Calls,
+    /// What the entry of an execve would tell.
+    PrepareExec,
 }
 
 impl Group {
@@ -42,8 +45,15 @@ impl Group {
         program.starts_with(match self {
             Self::Faults => "fault_start",
             Self::Calls => "syscall_",
+            Self::PrepareExec => "process_prepare_exec",
         })
     }
+}
+
+/// Whether tracepoints alone tell what an address space was when it ends: `sched_process_exit` finds it still there since
+/// 6.16 (do_exit(), kernel/exit.c), and `sched_prepare_exec` tells an execve before that takes the old one away (6.10).
+pub fn tell_ends() -> bool {
+    version::is_at_least((6, 16))
 }
 
 /// Attaches every hook that this kernel has but those of some groups, for as long as the object lives.

@@ -142,6 +142,7 @@ pub fn totals(pid: Pid) -> Option<MemoryTotals> {
         swapped_bytes: bytes(status.vmswap),
         peak_resident_bytes: bytes(status.vmhwm),
         mapped_bytes: bytes(status.vmsize),
+        peak_mapped_bytes: bytes(status.vmpeak),
         break_start: 0,
         break_end: 0,
         stack: 0,

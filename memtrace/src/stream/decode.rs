@@ -406,6 +406,7 @@ fn memory(memory: &Memory) -> MemoryTotals {
         swapped_bytes: bytes(memory.swap),
         peak_resident_bytes: memory.peak.saturating_mul(PAGE).max(resident),
         mapped_bytes: memory.mapped.saturating_mul(PAGE),
+        peak_mapped_bytes: memory.peak_mapped.max(memory.mapped).saturating_mul(PAGE),
         break_start: memory.break_start,
         break_end: memory.break_end,
         stack: memory.stack,

@@ -8,6 +8,10 @@ use crate::event::{Event, EventKind, Pid};
 /// Turns after which a process is read though nothing was seen of it.
 const IDLE_TURNS: u64 = 10;
 
+/// Turns for which a process is read after the last that was seen of it: where faults are seen in windows alone, much of
+/// what it does is not.
+const LINGERS: u8 = 3;
+
 /// The processes that run, and what was seen of them since they were read.
 #[derive(Default)]
 pub struct Census {
@@ -18,7 +22,8 @@ pub struct Census {
 #[derive(Default)]
 struct Entry {
     faults: u64,
-    active: bool,
+    /// Turns for which it is read yet.
+    active: u8,
 }
 
 impl Census {
@@ -35,7 +40,7 @@ impl Census {
                     && entry.faults != faults
                 {
                     entry.faults = faults;
-                    entry.active = true;
+                    entry.active = LINGERS;
                 }
             }
             EventKind::Exit { .. } => {
@@ -47,7 +52,7 @@ impl Census {
 
     /// A process is to be read at the next turn.
     pub fn touch(&mut self, pid: Pid) {
-        self.processes.entry(pid).or_default().active = true;
+        self.processes.entry(pid).or_default().active = LINGERS;
     }
 
     /// The processes to read now, a turn later than the last call.
@@ -57,8 +62,8 @@ impl Census {
         let due = self.processes.iter_mut().filter_map(|(&pid, entry)| {
             // Idle ones are spread over the turns by their pid.
             let idle_turn = (turn + u64::from(pid)).is_multiple_of(IDLE_TURNS);
-            let due = entry.active || idle_turn;
-            entry.active = false;
+            let due = entry.active > 0 || idle_turn;
+            entry.active = entry.active.saturating_sub(1);
             due.then_some(pid)
         });
         due.collect()
@@ -110,7 +115,7 @@ mod tests {
                 read.push(turn);
             }
         }
-        assert_eq!(read, [1, 3, 5, 13, 23]);
+        assert_eq!(read, [1, 2, 3, 5, 6, 7, 13, 23]);
         let end = EventKind::Exit {
             code: None,
             signal: None,

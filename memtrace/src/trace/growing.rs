@@ -121,6 +121,7 @@ impl Session {
 
     fn try_begin_growth(&mut self, pid: Pid) -> Result<(), Error> {
         descriptors::allow();
+        self.tell_memory_calls();
         self.follow_stacks(pid);
         self.object.set_growing(pid, Some(growth_pace::AT_FIRST))?;
         let touches = self.open_touches(pid, 1)?;

@@ -11,6 +11,7 @@ mod growth_pace;
 mod growth_watch;
 mod heap_watch;
 pub mod launch;
+mod memory_calls;
 mod modules;
 pub mod naming;
 mod recorder;

@@ -58,6 +58,7 @@ impl Session {
             _ => None,
         };
         if self.selection.is_empty() {
+            self.tell_memory_calls();
             self.prepare_usual()?;
             self.object.set_awaited(true)?;
         }

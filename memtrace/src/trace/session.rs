@@ -14,6 +14,7 @@ use super::{
     census::Census,
     growing::Growing,
     heap_watch::{HeapWatch, Mapped},
+    memory_calls::MemoryCalls,
     modules::Modules,
     naming::Names,
     selection::Selection,
@@ -25,7 +26,6 @@ use crate::{
     probe::{
         Error,
         area::Area,
-        calls::CallEvents,
         fault::FaultProbes,
         heap::HeapProbes,
         hotplug::Hotplug,
@@ -66,8 +66,7 @@ pub struct Session {
     pub(super) heap: HeapWatch,
     pub(super) sideband: Sideband,
     pub(super) faults: FaultProbes,
-    #[expect(dead_code, reason = "held open")]
-    calls: Option<CallEvents>,
+    pub(super) memory_calls: MemoryCalls,
     pub(super) object: Object,
     logger: Option<Logger>,
     /// Processes that run, as of the event that is handled.
@@ -122,7 +121,7 @@ impl Session {
             growth: options.growth,
             ..Limits::default()
         };
-        let (calls, statuses) = hook(&mut object, &tracefs, &options)?;
+        let (memory_calls, statuses) = hook(&mut object, &tracefs, &options)?;
         // The daemon is to cost little, and applies some thousand events a second.
         let model = if options.load.area.kind == AREA_NONE {
             // What is traced has a processor.
@@ -150,7 +149,7 @@ impl Session {
             heap,
             sideband: Sideband::new()?,
             faults,
-            calls,
+            memory_calls,
             object,
             logger,
             traced: HashSet::new(),
@@ -214,6 +213,7 @@ impl Session {
         let gone: HashSet<Pid> = if self.area.is_some() {
             self.deliver_held();
             self.choose_young();
+            self.review_memory_calls();
             self.sample().into_iter().collect()
         } else {
             let running = self.stream.running();
@@ -488,28 +488,21 @@ impl Session {
     }
 }
 
-/// Attaches what belongs to no process. A trace of an area lasts: system calls are told by events of their own, which
-/// cost others least, where the kernel has them.
+/// Attaches what belongs to no process.
 fn hook(
     object: &mut Object,
-    tracefs: &Tracefs,
+    tracefs: &Rc<Tracefs>,
     options: &Options,
-) -> Result<(Option<CallEvents>, Vec<Status>), Error> {
-    let mut without = Vec::new();
-    let mut statuses = Vec::new();
-    let mut calls = None;
+) -> Result<(MemoryCalls, Vec<Status>), Error> {
+    let tracefs = Rc::clone(tracefs);
+    let (calls, mut without, mut statuses) = if options.load.area.kind == AREA_NONE {
+        let (calls, without) = MemoryCalls::of_processes(tracefs);
+        (calls, without, Vec::new())
+    } else {
+        MemoryCalls::of_area(object, tracefs)
+    };
     if options.load.fault_windows {
         without.push(Group::Faults);
-    }
-    if options.load.area.kind != AREA_NONE {
-        match CallEvents::attach(object, tracefs) {
-            Ok((attached, told)) => {
-                calls = Some(attached);
-                statuses = told;
-                without.push(Group::Calls);
-            }
-            Err(error) => log::debug!("{error}"),
-        }
     }
     statuses.extend(points::attach(object, &without)?);
     Ok((calls, statuses))

@@ -418,7 +418,7 @@ pub const ROWS: &[Row] = &[
         clock: Clock::Cpu,
         rounds: 6,
         limit: Duration::from_secs(20),
-        claims: &[],
+        claims: &[within(Tool::BesideDaemon, Tool::Untraced, 1.02)],
     },
     Row {
         name: "pace",

@@ -198,6 +198,7 @@ fn totals(pages: u64) -> MemoryTotals {
         shared_bytes: 0,
         swapped_bytes: 0,
         peak_resident_bytes: 0,
+        peak_mapped_bytes: 0,
         mapped_bytes: 100 * PAGE,
         break_start: 0,
         break_end: 0,

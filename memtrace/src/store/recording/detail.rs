@@ -201,6 +201,8 @@ struct MemoryDetail {
     swapped_bytes: u64,
     peak_resident_bytes: u64,
     mapped_bytes: u64,
+    #[serde(default)]
+    peak_mapped_bytes: u64,
     break_start: u64,
     break_end: u64,
     stack: u64,

@@ -204,6 +204,7 @@ fn memory() -> Vec<EventKind> {
         shared_bytes: 3,
         swapped_bytes: 4,
         peak_resident_bytes: 5,
+        peak_mapped_bytes: 7,
         mapped_bytes: 6,
         break_start: 7,
         break_end: 8,
