@@ -36,7 +36,9 @@ pub const MAX_GROUPS: u32 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Point {
     /// [`Function`] as a number; 0 where no point stands.
-    pub function: u32,
+    pub function: u16,
+    /// 1 where a return probe tells the function's return, which knows the return address.
+    pub has_return_probe: u16,
     /// Bytes pushed since the function's entry: the return address is at `[rsp + pushed]`.
     pub pushed: u32,
     /// A caller whose address lies in `ip + internal_start .. ip + internal_end` is the allocator itself.

@@ -27,16 +27,16 @@ use crate::{
     target::{self, HISTOGRAMS},
 };
 
-/// A thread of a traced process, and its fault being handled; or a thread that is known not to be traced.
+/// A thread of a traced process, and its fault being handled.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct FaultSlot {
     tid: u32,
     flags: u16,
-    /// [`UNDER_WAY`], [`ENDED`] or [`NOT_TRACED`].
-    state: u16,
-    /// 1 more than [`target::generation`] when the thread's process was looked up, so that it need not be again; 0 where
-    /// what was found does not hold until the thread ends.
+    /// 1 once its end was seen.
+    ended: u16,
+    /// 1 more than [`target::generation`] when the thread's process was found to be traced, so that it need not be
+    /// looked up again; 0 where that does not hold until the thread ends.
     known: u32,
     /// Records of the thread.
     records: u32,
@@ -46,14 +46,10 @@ struct FaultSlot {
     address: u64,
     /// Faults up to the next one whose stack is taken ([`fault_stack::takes`]).
     until_sample: u64,
+    /// A thread that is not traced, and beside it what `known` would be: another than the slot's, perhaps. One word, so
+    /// it is never seen half written. Its look-ups are what other programs would pay for ours.
+    passed_over: u64,
 }
-
-/// The slot's fault has begun.
-const UNDER_WAY: u16 = 0;
-/// Its end was seen.
-const ENDED: u16 = 1;
-/// The slot's thread is not traced. Its look-ups are what other programs would pay for ours.
-const NOT_TRACED: u16 = 2;
 
 #[map]
 static FAULT_SLOTS: Array<FaultSlot> = Array::with_max_entries(65_536, 0);
@@ -107,6 +103,12 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     let ids = bpf_get_current_pid_tgid();
     let tid = ids as u32;
     let Some(slot) = slot(tid) else { return 0 };
+    // Before the look-up: what is traced meanwhile is another generation's.
+    let generation = target::generation().wrapping_add(1);
+    let passed_over = u64::from(tid) << 32 | u64::from(generation);
+    if slot.passed_over == passed_over {
+        return 0;
+    }
     let error: u64 = ctx.arg(2);
     let mut flags = mode | FAULT_ACCESS_KNOWN;
     if error & ERROR_WRITE != 0 {
@@ -118,53 +120,38 @@ fn start(ctx: &RawTracePointContext, mode: u16) -> i32 {
     if error & ERROR_PROTECTION != 0 {
         flags |= FAULT_PROTECTION;
     }
-    if slot.tid != tid || slot.known != target::generation().wrapping_add(1) {
+    if slot.tid != tid || slot.known != generation {
         let Some((_, target)) = target::current_or_met() else {
-            pass_over(slot, tid);
+            // What may trace it later makes it be looked up again: a fork by a traced process, or the user side, by the
+            // generation. Into an area it may come at any time.
+            if !target::has_area() {
+                slot.passed_over = passed_over;
+            }
             return 0;
         };
-        take(slot, tid, &target);
+        take(slot, tid, &target, generation);
         if target.flags & UNFOLLOWED != 0 && ENDS_EVERYWHERE.get(0) != Some(&1) {
             // Its end is told all the same where the events of all CPUs come while it is handled.
-            slot.state = ENDED;
+            slot.ended = 1;
             slot.flags = flags;
             return without_end(ctx, ids, target.start_ns, flags);
         }
-    } else if slot.state == NOT_TRACED {
-        return 0;
     }
     begin(slot, flags, ctx.arg(0));
     0
 }
 
-/// Remembers that a thread is not traced, if nobody else needs its slot. What may trace it later makes it be looked up
-/// again: a fork by a traced process, or the user side, by the generation. Where an area is traced, a thread may come
-/// into it at any time.
+/// Makes a slot that of a thread of a traced process, which was looked up in a generation, one more than its number.
 #[inline(always)]
-fn pass_over(slot: &mut FaultSlot, tid: u32) {
-    if target::has_area() || (slot.tid != 0 && slot.state != NOT_TRACED) {
-        return;
-    }
-    slot.tid = tid;
-    slot.known = target::generation().wrapping_add(1);
-    slot.state = NOT_TRACED;
-}
-
-/// Makes a slot that of a thread of a traced process.
-#[inline(always)]
-fn take(slot: &mut FaultSlot, tid: u32, target: &Target) {
-    if slot.tid != 0 && slot.tid != tid && slot.state == UNDER_WAY {
+fn take(slot: &mut FaultSlot, tid: u32, target: &Target, generation: u32) {
+    if slot.tid != 0 && slot.tid != tid && slot.ended == 0 {
         count(Counter::SlotCollision);
     }
     // Nobody tells once more that a thread has ended which takes a fault while it does.
     let stays = target.flags & UNFOLLOWED == 0 && !is_exiting();
     slot.tid = tid;
     slot.process_ns = target.start_ns;
-    slot.known = if stays {
-        target::generation().wrapping_add(1)
-    } else {
-        0
-    };
+    slot.known = if stays { generation } else { 0 };
 }
 
 /// `PF_EXITING`, include/linux/sched.h; so it is taken to be where BTF does not tell.
@@ -179,7 +166,7 @@ fn is_exiting() -> bool {
 #[inline(always)]
 fn begin(slot: &mut FaultSlot, flags: u16, address: u64) {
     slot.flags = flags;
-    slot.state = UNDER_WAY;
+    slot.ended = 0;
     slot.address = address;
     // SAFETY: the helper takes no argument.
     slot.started_ns = unsafe { bpf_ktime_get_ns() };
@@ -189,11 +176,13 @@ fn begin(slot: &mut FaultSlot, flags: u16, address: u64) {
 /// hold.
 #[inline(always)]
 pub fn forget(tid: u32) {
-    if let Some(slot) = slot(tid)
-        && slot.tid == tid
-    {
+    let Some(slot) = slot(tid) else { return };
+    if slot.tid == tid {
         slot.tid = 0;
         slot.known = 0;
+    }
+    if (slot.passed_over >> 32) as u32 == tid {
+        slot.passed_over = 0;
     }
 }
 
@@ -221,7 +210,7 @@ fn without_end(ctx: &RawTracePointContext, ids: u64, process_ns: u64, flags: u16
 pub fn remember(target: &Target, address: u64, in_kernel: bool) {
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slot(tid) else { return };
-    take(slot, tid, target);
+    take(slot, tid, target, target::generation().wrapping_add(1));
     begin(slot, if in_kernel { FAULT_KERNEL } else { 0 }, address);
 }
 
@@ -248,7 +237,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
     // SAFETY: the context is valid while the program runs.
     let (address, cs, ip) = unsafe { ((*ctx.ctx).addr, (*ctx.ctx).regs.cs, (*ctx.ctx).regs.rip) };
     // Another address is that of a fault that had no end, a signal in place of a page.
-    if slot.tid != tid || slot.state != UNDER_WAY || slot.address != address {
+    if slot.tid != tid || slot.ended != 0 || slot.address != address {
         return end_alone(slot, ids, (address, cs, ip), major);
     }
     let mut header = header_of(Kind::Fault, ids);
@@ -265,7 +254,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
         record.header.time_ns = now_ns();
     }
     // Only now: a read of the stack that fails is a fault that has a start and no end.
-    slot.state = ENDED;
+    slot.ended = 1;
     tally(slot.process_ns, &record);
     slot.records = slot.records.wrapping_add(1);
     tell(record, Urgency::Frequent(slot.records));
@@ -277,7 +266,7 @@ fn end(ctx: &PerfEventContext, major: u16) -> u32 {
 fn end_alone(slot: &FaultSlot, ids: u64, at: (u64, u64, u64), major: u16) -> u32 {
     // A thread with two events (opened for it, inherited, or of the CPU) ends each fault twice. Of faults that are timed
     // in windows alone, one that started outside is not.
-    let ended = slot.tid == ids as u32 && slot.state == ENDED;
+    let ended = slot.tid == ids as u32 && slot.ended != 0;
     if ended || fault_window::is_on() {
         return 0;
     }

@@ -37,7 +37,9 @@ struct CallSlot {
     /// 0 for none: the slot is free until a thread of a traced process takes it.
     tid: u32,
     /// [`Function`] as a number; 0 for none.
-    function: u16,
+    function: u8,
+    /// Whether a return probe will tell the return address.
+    has_return_probe: bool,
     /// Whether the call's block is in the sample.
     sampled: bool,
     /// Whether blocks may have come from before a fork ([`INHERITED_HEAP`]).
@@ -54,7 +56,7 @@ struct CallSlot {
     caller: u64,
     /// Where the allocator's own code lies: begin and length.
     own_code: [u64; 2],
-    /// The same, of the last call that was the allocator's own: a tail jump out of it is internal too.
+    /// Where the return address of the last call lies that was the allocator's own: a tail jump out of it is internal too.
     internal_frame: u64,
     entered_ns: u64,
     /// Argument: block for realloc, place of the result for posix_memalign.
@@ -172,7 +174,7 @@ fn enter(ctx: &ProbeContext) {
     let Some(call) = Call::enter(ctx.as_ptr()) else {
         return;
     };
-    if call.point.function == Function::Free as u32 {
+    if call.point.function == Function::Free as u16 {
         call.free();
     } else {
         call.begin();
@@ -240,12 +242,12 @@ impl<'a> Call<'a> {
         Some(call)
     }
 
-    /// Whether there is time to look at the return address when the call returns, which is told then, or when its stack
-    /// is walked: to read it is a tenth of what this program takes. Within another call it may be the allocator's own,
-    /// which is not to take the other's place; and what has no return is told now.
+    /// Whether there is time to look at the return address when the stack is walked, or when a return probe tells it: to
+    /// read it is a tenth of what this program takes. Within another call it may be the allocator's own, which is not to
+    /// take the other's place.
     #[inline(always)]
     fn is_told_by_return(&self) -> bool {
-        self.point.function != Function::Free as u32
+        self.point.has_return_probe != 0
             && self.slot.tid == self.ids as u32
             && self.slot.function == 0
     }
@@ -314,19 +316,21 @@ impl<'a> Call<'a> {
                 Counter::SlotCollision
             });
         }
-        let (pointer, size) = arguments(regs, point.function);
+        let function = u32::from(point.function);
+        let (pointer, size) = arguments(regs, function);
         slot.tid = tid;
         slot.generation = target::generation();
         slot.inherits = inherits;
-        slot.function = point.function as u16;
+        slot.function = function as u8;
+        slot.has_return_probe = point.has_return_probe != 0;
         slot.frame = frame;
         slot.own_code = own_code;
         slot.internal_frame = 0;
         slot.pointer = pointer;
         slot.size = size;
         // SAFETY: the helper takes no argument.
-        slot.entered_ns = if point.function == Function::Realloc as u32
-            || point.function == Function::Reallocarray as u32
+        slot.entered_ns = if function == Function::Realloc as u32
+            || function == Function::Reallocarray as u32
         {
             unsafe { bpf_ktime_get_ns() }
         } else {
@@ -381,18 +385,18 @@ fn finish(ctx: *mut core::ffi::c_void, popped: u64) {
     if slot.tid != tid || slot.function == 0 || slot.frame != regs.rsp.wrapping_sub(popped) {
         return;
     }
-    let function = u32::from(slot.function);
-    slot.function = 0;
     let mut caller = slot.caller;
-    if caller == 0 {
+    if caller == 0 && slot.has_return_probe {
+        // The `ret` of a function that a tail jump led to: the return probe of the first one is next.
+        if popped == 0 {
+            return;
+        }
         // The kernel has put the return address where the trampoline's would be (uprobe_handle_trampoline(),
         // kernel/events/uprobes.c): that of the first call, where a tail jump led from one to another.
-        caller = if popped == 0 {
-            read_caller(slot.frame)
-        } else {
-            regs.rip
-        };
+        caller = regs.rip;
     }
+    let function = u32::from(slot.function);
+    slot.function = 0;
     if lies_in(slot.own_code, caller) {
         return;
     }

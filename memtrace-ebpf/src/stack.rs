@@ -71,6 +71,12 @@ impl Start {
         }
     }
 
+    /// Whether the return address of a call is not known yet.
+    #[inline(always)]
+    fn is_to_be_read(&self) -> bool {
+        self.registers.ip == 0 && self.flags & COPY_OF_FAULT == 0
+    }
+
     /// Whether there is somewhere to begin. A call that returns to the trampoline is within one that another tool
     /// probes.
     #[inline(always)]
@@ -123,14 +129,18 @@ fn intern_after(
     };
     let Some(scratch) = take_scratch() else {
         count(Counter::UnwindScratchBusy);
-        if start.registers.ip == 0 {
+        if start.is_to_be_read() {
             start.registers.ip = heap::read_caller(start.registers.sp - 8);
         }
-        return single(start);
+        return if start.is_walked() {
+            single(start)
+        } else {
+            0
+        };
     };
     // SAFETY: the record is this program's until it gives the scratch back.
     let walk = unsafe { &mut (*scratch).walk };
-    if start.registers.ip == 0 {
+    if start.is_to_be_read() {
         let place = start.registers.sp - 8;
         walk.window.read(place);
         start.registers.ip = match walk.window.index(place, 1) {

@@ -85,8 +85,9 @@ pub enum EventKind {
         stack: StackId,
         faults: u32,
     },
-    /// From now on the pages that the process touches first are in the sample, or they are not any more.
-    TouchSampling { on: bool },
+    /// From now on the pages that the process touches first are in the sample, or they are not any more. Where those of
+    /// before are not `kept`, nobody knows what becomes of them.
+    TouchSampling { on: bool, kept: bool },
     /// The kernel-side histogram of all faults of a process so far; a later one replaces it.
     FaultTotals(Box<FaultTotals>),
     /// A memory system call returned, successfully or not (`result < 0` is an errno).

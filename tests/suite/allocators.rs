@@ -9,7 +9,7 @@ use memtrace_tests::child::run;
 use memtrace_tests::expect::number;
 use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::{build, library, tool, workload};
-use memtrace_tests::{Scratch, memtrace, trace};
+use memtrace_tests::{Scratch, memtrace, trace, trace_with};
 use serde_json::Value;
 
 const CALLS: &str = "10000";
@@ -26,14 +26,20 @@ fn assert_exact(before: &[&str], program: &Path) {
 /// The same for a command whose last argument is the number of calls.
 #[track_caller]
 fn assert_exact_command(command: &[&str]) {
+    assert_exact_with(&[], command, CALLS);
+}
+
+/// The same with options of `run`, and another number of calls, of as many digits.
+#[track_caller]
+fn assert_exact_with(options: &[&str], command: &[&str], calls: &str) {
     let traced = |calls| {
-        let traced = trace(&[command, &[calls]].concat());
+        let traced = trace_with(options, &[command, &[calls]].concat());
         traced.finished.exited(0);
         traced.nothing_lost();
         let counted = traced.finished.object();
         (heap(traced.process(number(&counted, "pid"))), counted)
     };
-    let ((idle, _), (busy, counted)) = (traced(NO_CALLS), traced(CALLS));
+    let ((idle, _), (busy, counted)) = (traced(NO_CALLS), traced(calls));
     assert_difference(idle, busy, &counted);
 }
 
@@ -234,6 +240,19 @@ fn assert_every_free(prefix: &str) {
     let library = build("bump.c", "gcc", &[&prefix, "-shared", "-fPIC"], "gcc");
     let library = library.to_str().expect("a path in UTF-8");
     assert_exact(&[], &build("frees.c", "gcc", &[&prefix, library], "gcc"));
+}
+
+/// With stacks the caller of each function is known when it is entered, without when it returns.
+#[test]
+fn what_an_allocator_calls_itself_is_not_counted_with_and_without_stacks() {
+    let flags = ["-DALLOCATOR", "-shared", "-fPIC", "-fno-toplevel-reorder"];
+    let library = build("pooled.c", "gcc", &flags, "gcc");
+    let library = library.to_str().expect("a path in UTF-8");
+    let program = build("pooled.c", "gcc", &[library], "gcc");
+    let program = program.to_str().expect("a path in UTF-8");
+    for options in [&[][..], &["--no-stacks"]] {
+        assert_exact_with(options, &[program], "01000");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use memtrace_tests::daemon::{Cgroup, Daemon};
 use memtrace_tests::expect::{number, within};
 use memtrace_tests::steps::Steps;
 use memtrace_tests::workload::{tool, workload};
+use nix::sys::signal::Signal;
 
 /// A field of /proc/PID/status in bytes.
 fn status(pid: u32, field: &str) -> u64 {
@@ -317,4 +318,17 @@ fn a_service_manager_is_told_and_few_capabilities_are_kept() {
     running.signal(nix::sys::signal::Signal::SIGTERM);
     while told() != "STOPPING=1" {}
     running.finish().exited(0);
+}
+
+/// It does nothing by which the kernel side would meet it.
+#[test]
+fn who_is_moved_into_the_cgroup_asleep_is_seen() {
+    let daemon = Daemon::start();
+    let asleep = Running::start(Command::new("sleep").arg("1000"));
+    daemon.cgroup.take(asleep.pid());
+    let line = daemon.line(asleep.pid(), |line| line.committed_bytes > 0);
+    assert_eq!(line.comm, "sleep");
+    asleep.signal(Signal::SIGTERM);
+    drop(asleep);
+    daemon.ended(1, |one| one.comm == "sleep");
 }

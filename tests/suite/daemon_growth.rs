@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use memtrace::report::document::{Document, GrowthSite, Process};
+use memtrace_tests::Scratch;
 use memtrace_tests::child::{Running, deadline};
 use memtrace_tests::daemon::Daemon;
 use memtrace_tests::vm::alone_in_vm;
@@ -272,4 +273,51 @@ fn huge_pages_that_come_unasked_count_whole() {
         "{now} from {before}, of {touched_between}"
     );
     assert!(now <= touched(), "{now}");
+}
+
+/// The file was mapped before anybody followed the process, so that no call tells what it is.
+#[test]
+fn pages_of_a_file_are_no_growth() {
+    const READ: &str = "\
+import mmap, os, sys, time
+with open(sys.argv[1], 'w+b') as file:
+    os.ftruncate(file.fileno(), 1 << 30)
+    pages = mmap.mmap(file.fileno(), 1 << 30, mmap.MAP_SHARED, mmap.PROT_READ)
+leaked = []
+print('ready', flush=True)
+for page in range(1 << 18):
+    pages[page << 12]
+    if page % 512 == 0:
+        leaked.append(b'x' * 200000)
+        time.sleep(0.1)";
+    let scratch = Scratch::new();
+    let daemon = Daemon::with(SOON);
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-c", READ]).arg(scratch.path("file"));
+    let reading = daemon.cgroup.start(&mut command);
+    reading.stdout_lines(1);
+    let pid = reading.pid();
+    let end = deadline();
+    // The history is told of growth as it is known without a look at smaps, and at once when there is a leak.
+    let growth = loop {
+        let document = daemon.report(&["--since", "2m", "-p", &pid.to_string()]);
+        let mut growth = document.processes.into_iter().filter_map(|one| one.growth);
+        if let Some(growth) = growth.find(|one| one.sites.iter().any(|site| site.leak_candidate)) {
+            break growth;
+        }
+        assert!(Instant::now() < end, "no leak was found");
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let anonymous = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let anonymous = anonymous.and_then(|line| line.split_whitespace().next());
+    let anonymous: u64 = anonymous.and_then(|kib| kib.parse().ok()).expect("KiB");
+    let sum = |of: fn(&GrowthSite) -> u64| growth.sites.iter().map(of).sum::<u64>();
+    let (bytes, error) = (sum(|site| site.bytes), sum(|site| site.bytes_error));
+    assert!(
+        bytes <= (anonymous << 10) + 4 * error,
+        "{anonymous} KiB: {growth:?}"
+    );
 }

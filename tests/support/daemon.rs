@@ -52,6 +52,12 @@ impl Cgroup {
         format!("/{}", self.name)
     }
 
+    /// Moves a process in here.
+    pub fn take(&self, pid: u32) {
+        let procs = self.directory.join("cgroup.procs");
+        fs::write(procs, pid.to_string()).expect("move a process into the cgroup");
+    }
+
     /// Lets what `command` starts begin its life in here.
     pub fn holds<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let procs = self.directory.join("cgroup.procs");

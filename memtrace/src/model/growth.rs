@@ -145,6 +145,11 @@ impl Growth {
         }
     }
 
+    /// What becomes of the pages of before is not told any more.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
     /// The site of a stack with these frames; `is_plumbing` knows the code of allocators and of the C library.
     pub fn site(&mut self, stack: u32, frames: &[u64], is_plumbing: impl Fn(u64) -> bool) -> u32 {
         let address = |&word: &u64| Frame::of(word).address;

@@ -53,7 +53,14 @@ impl AddressSpace {
         for line in &reading.regions {
             let length = line.end.saturating_sub(line.start);
             if let Some(range) = span(line.start, length) {
-                let region = read_region(&before, &range, line, reading.begun_ns);
+                let mut region = read_region(&before, &range, line, reading.begun_ns);
+                // Where mappings are not told, it may be as old as what the fork copied.
+                if self.sampled
+                    && let Some((forked_ns, _)) = self.forked
+                    && region.created_ns == reading.begun_ns
+                {
+                    region.created_ns = forked_ns.min(reading.begun_ns);
+                }
                 note_pages(&mut pages, &range, &region, line);
                 self.regions.insert(range.start, region);
             }

@@ -324,7 +324,12 @@ fn apply_to_memory(process: &mut Process, space: &mut Space, site: u32, event: &
                 .fault_sites
                 .record(interrupted(*ip), latency_ns, access.major, site);
         }
-        EventKind::TouchSampling { on } => memory.growth.switch(time_ns, *on),
+        EventKind::TouchSampling { on, kept } => {
+            if !kept {
+                memory.growth.forget();
+            }
+            memory.growth.switch(time_ns, *on);
+        }
         EventKind::FaultTotals(totals) => process.faults.set_totals(totals),
         EventKind::Syscall(call) => memory.call(time_ns, call),
         EventKind::FileMapped(mapped) if !held => memory.announce(time_ns, mapped),

@@ -110,11 +110,12 @@ impl AddressSpace {
 
     /// Most bytes mapped at a time: where not each mapping is told, by the kernel's own high-water mark.
     pub fn peak_reserved(&self) -> u64 {
-        let tracked = self.peak_reserved.max(self.reserved());
-        match &self.totals {
-            Some(totals) if self.sampled => tracked.max(totals.peak_mapped_bytes),
-            _ => tracked,
-        }
+        let known = |totals: &&MemoryTotals| self.sampled && totals.peak_mapped_bytes > 0;
+        let peak = match self.totals.as_ref().filter(known) {
+            Some(totals) => totals.peak_mapped_bytes,
+            None => self.peak_reserved,
+        };
+        peak.max(self.reserved())
     }
 
     /// Most bytes resident at a time. At teardown the kernel's own high-water mark, which knows of
@@ -286,6 +287,21 @@ mod tests {
 
     fn pages(sums: [u64; 6]) -> [u64; 6] {
         sums.map(|bytes| bytes / PAGE)
+    }
+
+    #[test]
+    fn where_mappings_are_not_told_the_kernels_peak_is_the_peak() {
+        let mut space = AddressSpace {
+            sampled: true,
+            peak_reserved: 90 * PAGE,
+            ..AddressSpace::default()
+        };
+        let mut now = totals(1, 2, 3, 20);
+        now.peak_mapped_bytes = 50 * PAGE;
+        space.counters(&now);
+        assert_eq!(space.peak_reserved(), 50 * PAGE);
+        space.sampled = false;
+        assert_eq!(space.peak_reserved(), 90 * PAGE);
     }
 
     #[test]

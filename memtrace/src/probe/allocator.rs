@@ -7,7 +7,7 @@
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
-use memtrace_common::heap::{Function, Point};
+use memtrace_common::heap::Function;
 
 use super::{
     candidate::families,
@@ -29,23 +29,6 @@ pub struct Allocator {
     pub internal: Range<u64>,
     /// Functions that hand out or resize blocks and are not probed: what they do is not seen.
     pub unseen: Vec<Unseen>,
-}
-
-impl Allocator {
-    /// What the kernel-side program is told of the entry probe of one of [`Self::functions`].
-    pub fn point(&self, function: &FoundFunction) -> Point {
-        let distance = function
-            .entry
-            .file_offset
-            .wrapping_sub(function.file_offset);
-        let ip = function.virtual_address.wrapping_add(distance);
-        Point {
-            function: function.function as u32,
-            pushed: function.entry.pushed,
-            internal_start: self.internal.start.wrapping_sub(ip).cast_signed(),
-            internal_end: self.internal.end.wrapping_sub(ip).cast_signed(),
-        }
-    }
 }
 
 /// A function to be probed.

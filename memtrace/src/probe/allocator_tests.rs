@@ -444,24 +444,6 @@ fn a_prefixed_allocator_beside_the_libc_is_one_of_its_own() {
 }
 
 #[test]
-fn a_point_measures_the_internal_span_from_the_probe() {
-    let (path, data) = library("libc.so.6", "libc6");
-    let allocator = only(&path, &data);
-    let free = function(&allocator, "free");
-    let point = allocator.point(free);
-    assert_eq!((point.function, point.pushed), (Function::Free as u32, 0));
-    let ip = (free.virtual_address + 9).cast_signed();
-    assert_eq!(
-        ip + point.internal_start,
-        allocator.internal.start.cast_signed()
-    );
-    assert_eq!(
-        ip + point.internal_end,
-        allocator.internal.end.cast_signed()
-    );
-}
-
-#[test]
 fn files_are_judged_before_they_are_read() {
     let open = |path: &str| find_in(&File::open(path).unwrap());
     assert_eq!(

@@ -21,6 +21,13 @@ pub struct Calls {
     required: &'static str,
 }
 
+impl Calls {
+    /// Whether this kernel has their events.
+    pub fn are_there(&self, tracefs: &Tracefs) -> bool {
+        tracefs.id(&format!("syscalls/{}", self.required)).is_ok()
+    }
+}
+
 /// Returns of calls that change an address space. A call that a kernel does not have (shmat without System V IPC) does
 /// nothing to one.
 pub const CHANGES: Calls = Calls {

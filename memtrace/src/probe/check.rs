@@ -12,8 +12,8 @@ use super::{
     perf::Scope,
     points::{self, Group},
     sideband::Sideband,
-    version,
     tracefs::Tracefs,
+    version,
 };
 
 /// One facility.

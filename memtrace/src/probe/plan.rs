@@ -99,8 +99,9 @@ impl Batch {
         }
         let address = found.virtual_address + (offset - found.file_offset);
         let point = Point {
-            function: found.function as u32,
+            function: found.function as u16,
             pushed,
+            has_return_probe: u16::from(found.exit == Exit::ReturnProbe),
             internal_start: allocator.internal.start.wrapping_sub(address) as i64,
             internal_end: allocator.internal.end.wrapping_sub(address) as i64,
         };
@@ -200,6 +201,8 @@ mod tests {
             (0x1051, 8)
         );
         assert_eq!(entries[0].point.internal_start, -0x10);
+        let told = |at: usize| entries[at].point.has_return_probe;
+        assert_eq!((told(0), told(1)), (1, 0));
     }
 
     #[test]

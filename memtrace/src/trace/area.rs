@@ -35,27 +35,48 @@ impl Session {
         self.follow_only(&online)?;
         let until_ns = seed::now_ns().saturating_add(SEED_NS);
         for pid in running {
-            let start_ns = seed::now_ns();
-            // A kernel thread or a zombie has no memory of its own.
-            if seed::totals(pid).is_none() {
-                continue;
-            }
-            let counted = seed::kernel_counts(pid);
-            if !self.object.trace_in_area(pid, start_ns, counted)? {
-                continue;
-            }
-            self.stream.begin(pid, start_ns);
-            self.traced.insert(pid);
-            self.identify(pid, start_ns, true);
-            self.consume(self.unavailable(pid, start_ns));
-            // What was told of it before its mappings are read must be applied before them.
-            while self.drain() {}
-            for event in Self::memory_of(pid, start_ns < until_ns) {
-                self.consume(event);
-            }
+            self.trace_member(pid, until_ns)?;
         }
         self.tell(&self.faults.statuses());
         Ok(())
+    }
+
+    /// Traces a process that runs in the area, unless the kernel side met it before. Its mappings are read until then.
+    fn trace_member(&mut self, pid: Pid, until_ns: u64) -> Result<(), Error> {
+        let start_ns = seed::now_ns();
+        // A kernel thread or a zombie has no memory of its own.
+        if seed::totals(pid).is_none() {
+            return Ok(());
+        }
+        let counted = seed::kernel_counts(pid);
+        if !self.object.trace_in_area(pid, start_ns, counted)? {
+            return Ok(());
+        }
+        self.stream.begin(pid, start_ns);
+        self.traced.insert(pid);
+        self.identify(pid, start_ns, true);
+        self.consume(self.unavailable(pid, start_ns));
+        // What was told of it before its mappings are read must be applied before them.
+        while self.drain() {}
+        for event in Self::memory_of(pid, start_ns < until_ns) {
+            self.consume(event);
+        }
+        Ok(())
+    }
+
+    /// Now and then: who was moved into a cgroup and does nothing there that the kernel side would meet it by.
+    pub(super) fn look_for_moved(&mut self) {
+        let running = match &self.area {
+            Some(area @ Area::Cgroup(_)) if self.census.is_idle_turn() => area.processes(),
+            _ => return,
+        };
+        for pid in running {
+            if !self.traced.contains(&pid) {
+                let traced = self.trace_member(pid, u64::MAX);
+                self.note_failure(traced);
+                self.choose(pid, true);
+            }
+        }
     }
 
     /// Times one in so many faults of the area from now on. The programs must have been loaded for it

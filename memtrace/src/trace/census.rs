@@ -1,5 +1,5 @@
-//! Whose memory is worth reading: a process that did not fault and made no memory call since it was read has the
-//! same pages, but for what the kernel reclaimed.
+//! Whose memory is worth reading: a process that did not fault since it was read has the same pages, but for what it gave
+//! back and what the kernel reclaimed.
 
 use rustc_hash::FxHashMap;
 
@@ -53,6 +53,11 @@ impl Census {
     /// A process is to be read at the next turn.
     pub fn touch(&mut self, pid: Pid) {
         self.processes.entry(pid).or_default().active = LINGERS;
+    }
+
+    /// Whether this is one of those turns at which all was looked at since the last of them.
+    pub fn is_idle_turn(&self) -> bool {
+        self.turn.is_multiple_of(IDLE_TURNS)
     }
 
     /// The processes to read now, a turn later than the last call.

@@ -1,7 +1,7 @@
 //! Processes of an area whose growth is sampled: those that grow have events on their own faults, and unwind tables.
 
 use memtrace_common::growth::Growing as How;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{Session, descriptors, followed::each_thread, growth_pace, growth_watch::GrowthWatch};
 use crate::{
@@ -39,6 +39,8 @@ pub enum Thinning {
 pub struct Growing {
     watch: GrowthWatch,
     sampled: FxHashMap<Pid, Sampled>,
+    /// Were sampled, and what they touched and gave back is still told.
+    left: FxHashSet<Pid>,
     /// Found no room, and that was counted.
     without_room: Vec<Pid>,
     thinning: Thinning,
@@ -62,6 +64,7 @@ impl Growing {
         Self {
             watch: GrowthWatch::new(after_ns),
             sampled: FxHashMap::default(),
+            left: FxHashSet::default(),
             without_room: Vec::new(),
             thinning: Thinning::None,
         }
@@ -121,7 +124,7 @@ impl Session {
 
     fn try_begin_growth(&mut self, pid: Pid) -> Result<(), Error> {
         descriptors::allow();
-        self.tell_memory_calls();
+        self.tell_memory_calls()?;
         self.follow_stacks(pid);
         self.object.set_growing(pid, Some(growth_pace::AT_FIRST))?;
         let touches = self.open_touches(pid, 1)?;
@@ -134,7 +137,8 @@ impl Session {
         };
         self.growing.sampled.insert(pid, sampled);
         self.growing.without_room.retain(|&one| one != pid);
-        self.tell_sampling(pid, true);
+        self.growing.left.remove(&pid);
+        self.tell_sampling(pid, true, true);
         Ok(())
     }
 
@@ -147,15 +151,11 @@ impl Session {
         Ok(touches)
     }
 
-    /// Unwind tables of the process, from what it is known to have mapped, or from /proc.
+    /// Unwind tables of the process, and what it has mapped by now: that was not told.
     fn follow_stacks(&mut self, pid: Pid) {
-        let known = self.modules.of(pid);
-        let is_known = !known.is_empty();
-        self.stream.take_stacks_of_growth(pid, known);
-        if !is_known {
-            for event in seed::smaps(pid) {
-                self.stream.push(event);
-            }
+        self.stream.take_stacks_of_growth(pid, self.modules.of(pid));
+        for event in seed::smaps(pid) {
+            self.stream.push(event);
         }
     }
 
@@ -168,7 +168,17 @@ impl Session {
         }
         self.stream.leave_stacks_of_growth(pid);
         if known {
-            self.tell_sampling(pid, false);
+            self.tell_sampling(pid, false, true);
+            self.growing.left.insert(pid);
+        }
+    }
+
+    /// Nobody tells what becomes of the pages of those that are not sampled any more.
+    pub(super) fn forget_growth(&mut self) {
+        for pid in std::mem::take(&mut self.growing.left) {
+            if self.traced.contains(&pid) {
+                self.tell_sampling(pid, false, false);
+            }
         }
     }
 
@@ -186,8 +196,8 @@ impl Session {
         }
     }
 
-    fn tell_sampling(&mut self, pid: Pid, on: bool) {
-        self.consume(event(pid, EventKind::TouchSampling { on }));
+    fn tell_sampling(&mut self, pid: Pid, on: bool, kept: bool) {
+        self.consume(event(pid, EventKind::TouchSampling { on, kept }));
     }
 
     /// Lets one fault stand for as many as its process has.

@@ -39,21 +39,25 @@ impl MemoryCalls {
         object: &Object,
         tracefs: Rc<Tracefs>,
     ) -> (Self, Vec<Group>, Vec<Status>) {
-        if points::tell_ends() {
+        // Without these events the raw tracepoints tell everything (`CONFIG_FTRACE_SYSCALLS`).
+        let has_events = CHANGES.are_there(&tracefs);
+        if points::tell_ends() && has_events {
             let calls = Self::new(tracefs, false, None);
             return (calls, vec![Group::Calls], Vec::new());
         }
-        match CallEvents::attach(object, &tracefs, &ENDS) {
-            Ok((ends, statuses)) => {
-                let calls = Self::new(tracefs, false, Some(ends));
-                (calls, vec![Group::Calls, Group::PrepareExec], statuses)
-            }
-            Err(error) => {
-                log::debug!("{error}");
-                let (calls, without) = Self::of_processes(tracefs);
-                (calls, without, Vec::new())
-            }
-        }
+        let ends = if has_events {
+            CallEvents::attach(object, &tracefs, &ENDS)
+                .inspect_err(|error| log::debug!("{error}"))
+                .ok()
+        } else {
+            None
+        };
+        let Some((ends, statuses)) = ends else {
+            let (calls, without) = Self::of_processes(tracefs);
+            return (calls, without, Vec::new());
+        };
+        let calls = Self::new(tracefs, false, Some(ends));
+        (calls, vec![Group::Calls, Group::PrepareExec], statuses)
     }
 
     fn new(tracefs: Rc<Tracefs>, by_raw_tracepoints: bool, ends: Option<CallEvents>) -> Self {
@@ -77,39 +81,42 @@ impl MemoryCalls {
         Ok(statuses)
     }
 
-    /// A tick at which nobody needs them.
-    fn rest(&mut self) {
+    /// A tick at which nobody needs them. True when they are not told any more from here on.
+    fn rest(&mut self) -> bool {
         self.unneeded += 1;
         if self.unneeded < LINGERS {
-            return;
+            return false;
         }
-        if let Some(changes) = self.changes.take() {
-            // It takes a part of a second. Where no thread can be had, it is done here, with the closure.
-            let removed = thread::Builder::new()
-                .name("remove-events".into())
-                .spawn(move || drop(changes));
-            if let Err(error) = removed {
-                log::debug!("no thread to remove events: {error}");
-            }
+        let Some(changes) = self.changes.take() else {
+            return false;
+        };
+        // It takes a part of a second. Where no thread can be had, it is done here, with the closure.
+        let removed = thread::Builder::new()
+            .name("remove-events".into())
+            .spawn(move || drop(changes));
+        if let Err(error) = removed {
+            log::debug!("no thread to remove events: {error}");
         }
+        true
     }
 }
 
 impl Session {
     /// Memory calls are told from here on: somebody needs them.
-    pub(super) fn tell_memory_calls(&mut self) {
-        match self.memory_calls.tell(&self.object) {
-            Ok(statuses) => self.tell(&statuses),
-            Err(error) => self.heap.failures.push(error.to_string()),
-        }
+    pub(super) fn tell_memory_calls(&mut self) -> Result<(), Error> {
+        let statuses = self.memory_calls.tell(&self.object)?;
+        self.tell(&statuses);
+        Ok(())
     }
 
     /// Once a second: whether anybody still does.
     pub(super) fn review_memory_calls(&mut self) {
         if self.selection.is_empty() && self.sampled().next().is_none() {
-            self.memory_calls.rest();
-        } else {
-            self.tell_memory_calls();
+            if self.memory_calls.rest() {
+                self.forget_growth();
+            }
+        } else if let Err(error) = self.tell_memory_calls() {
+            log::debug!("{error}");
         }
     }
 }

@@ -58,7 +58,9 @@ impl Session {
             _ => None,
         };
         if self.selection.is_empty() {
-            self.tell_memory_calls();
+            self.tell_memory_calls()?;
+            // Of an execve that failed nothing was told meanwhile.
+            self.executing.clear();
             self.prepare_usual()?;
             self.object.set_awaited(true)?;
         }

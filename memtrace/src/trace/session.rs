@@ -74,7 +74,7 @@ pub struct Session {
     /// Processes that were not there at the last tick, though their end was not told.
     missed: HashSet<Pid>,
     /// Processes within an execve: what they map is the new program's.
-    executing: HashSet<Pid>,
+    pub(super) executing: HashSet<Pid>,
     /// Processes that were told to have a new program, and not yet its totals.
     executed: HashSet<Pid>,
     unfollowed: Unfollowed,
@@ -214,6 +214,7 @@ impl Session {
             self.deliver_held();
             self.choose_young();
             self.review_memory_calls();
+            self.look_for_moved();
             self.sample().into_iter().collect()
         } else {
             let running = self.stream.running();

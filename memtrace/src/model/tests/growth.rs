@@ -37,3 +37,36 @@ fn pages_that_are_copied_after_a_fork_are_no_growth() {
     touch(&mut trace, 60 * MS, PARENT, 2);
     assert_eq!(held(&trace, PARENT), 3, "nobody shares its pages any more");
 }
+
+#[test]
+fn what_is_not_followed_any_more_is_not_told() {
+    let mut trace = Trace::new();
+    trace.start(PARENT, false);
+    trace.mmap(10 * MS, PARENT, BASE, 4);
+    let sampling = |trace: &mut Trace, time: u64, on: bool, kept: bool| {
+        trace.event(time, PARENT, EventKind::TouchSampling { on, kept });
+    };
+    sampling(&mut trace, 11 * MS, true, true);
+    touch(&mut trace, 12 * MS, PARENT, 0);
+    sampling(&mut trace, 13 * MS, false, true);
+    assert_eq!(held(&trace, PARENT), 1, "what is given back is told yet");
+    sampling(&mut trace, 14 * MS, false, false);
+    assert!(!trace.0.has_growth(PARENT));
+    sampling(&mut trace, 15 * MS, true, true);
+    touch(&mut trace, 16 * MS, PARENT, 1);
+    assert_eq!(held(&trace, PARENT), 1);
+}
+
+/// The mappings of such a process are read, and may be as old as what it shares with its child.
+#[test]
+fn where_mappings_are_not_told_a_fork_makes_those_that_are_read_old() {
+    let mut trace = Trace(Model::sampled(Limits::default()));
+    trace.start(PARENT, false);
+    trace.fork(20 * MS, PARENT, CHILD, false);
+    trace.smaps(30 * MS, PARENT, &[(BASE, 4)]);
+    touch(&mut trace, 40 * MS, PARENT, 1);
+    assert_eq!(held(&trace, PARENT), 0);
+    trace.mmap(50 * MS, PARENT, BASE + 100 * PAGE, 4);
+    touch(&mut trace, 60 * MS, PARENT, 100);
+    assert_eq!(held(&trace, PARENT), 1);
+}

@@ -144,6 +144,29 @@ impl Trace {
         self.event(time, pid, EventKind::Syscall(Box::new(call)));
     }
 
+    /// What smaps says: anonymous mappings, by start and pages.
+    fn smaps(&mut self, time: u64, pid: Pid, mappings: &[(u64, u64)]) {
+        self.event(time, pid, EventKind::SmapsBegin);
+        for &(start, pages) in mappings {
+            let region = SmapsRegion {
+                start,
+                end: start + pages * PAGE,
+                protection: 3,
+                shared: false,
+                offset: 0,
+                path: "".into(),
+                inode: 0,
+                resident_bytes: 0,
+                anonymous_bytes: 0,
+                swapped_bytes: 0,
+                huge_bytes: 0,
+                advised_huge: None,
+            };
+            self.event(time, pid, EventKind::Smaps(Box::new(region)));
+        }
+        self.event(time, pid, EventKind::SmapsEnd);
+    }
+
     fn fault(&mut self, time: u64, pid: Pid, address: u64, access: Access) {
         let kind = EventKind::Fault {
             address,

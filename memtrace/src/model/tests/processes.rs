@@ -238,3 +238,21 @@ fn stacks_of_one_that_was_summarised_are_not_kept() {
     trace.event(5_001 * MS, 11, touch);
     assert_eq!(trace.0.coordinator.stacks.intern(1001), next + 1);
 }
+
+/// In an area memory calls need not be told: then it is the execve itself that shows whose a mapping is.
+#[test]
+fn what_was_mapped_before_an_execve_stays_with_the_old_program() {
+    let mut trace = Trace(Model::sampled(Limits::default()));
+    trace.start(10, false);
+    trace.mapped(5, 10, BASE, "/lib/old.so");
+    let memory = |trace: &mut Trace, time: u64| {
+        trace.event(time, 10, EventKind::Memory(Box::new(totals(1))));
+    };
+    memory(&mut trace, 10);
+    trace.mapped(11, 10, 2 * BASE, "/bin/new");
+    trace.exec(12, 10);
+    memory(&mut trace, 13);
+    let regions = trace.row(10).regions;
+    let paths: Vec<_> = regions.iter().map(|one| one.path.as_deref()).collect();
+    assert_eq!(paths, [Some("/bin/new")]);
+}

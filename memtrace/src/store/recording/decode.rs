@@ -324,7 +324,9 @@ impl Rows {
         if number == state.known.next_path() {
             let end = self.stack_end.take().ok_or("its stack_end is unknown")?;
             let codes = list::<UInt32Type>(&self.frames, row)?;
-            state.known.add_path(&codes, end);
+            let (&shared, codes) = codes.split_last().ok_or("its path is not told")?;
+            let added = state.known.add_path(codes, shared as usize, end);
+            added.ok_or("it has more of the path before than there is")?;
         }
         let path = state.known.path(pid, number);
         let (frames, end) = path.ok_or("its path is not known")?;

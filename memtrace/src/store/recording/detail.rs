@@ -141,6 +141,7 @@ enum Detail {
     },
     TouchSampling {
         on: bool,
+        kept: bool,
     },
     Machine(#[serde(with = "machine")] Box<Machine>),
     #[serde(skip)]

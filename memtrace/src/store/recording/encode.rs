@@ -285,9 +285,12 @@ impl Rows {
         // Whoever reads a batch has the frames of all its stacks in memory.
         self.variable_bytes += size_of_val(frames);
         if path.is_new {
-            self.frames.set(row, &codes);
             self.stack_end.push(end);
             self.variable_bytes += size_of_val(codes.as_slice());
+            let shared = self.state.told.shared_with_last(&codes);
+            codes.truncate(codes.len() - shared);
+            codes.push(shared as u32);
+            self.frames.set(row, &codes);
         }
         let step = i64::from(path.number) - self.state.path;
         self.state.path = path.number.into();

@@ -112,7 +112,10 @@ fn heap() -> Vec<EventKind> {
             stack: u64::MAX,
             faults: 9,
         },
-        EventKind::TouchSampling { on: true },
+        EventKind::TouchSampling {
+            on: true,
+            kept: true,
+        },
         EventKind::HeapProbes {
             allocator: "jemalloc".into(),
             unavailable: None,

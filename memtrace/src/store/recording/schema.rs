@@ -10,7 +10,7 @@ use memtrace_common::{heap::Function, record::Call, unwind::End};
 use crate::event::{Access, EventKind};
 
 /// The format that this memtrace writes and reads. It rises when the columns change.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 /// Schema metadata that makes an Arrow stream a recording; the value is the format's version.
 pub(super) const FORMAT_KEY: &str = "memtrace.format";

@@ -11,6 +11,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     hash::RandomState,
+    ops::Range,
     sync::Arc,
 };
 
@@ -76,6 +77,8 @@ pub(super) struct Told {
     codes: HashMap<Code, u32, FxBuildHasher>,
     bases: HashMap<(Pid, u32), Base, FxBuildHasher>,
     paths: HashMap<Box<[u32]>, u32, FxBuildHasher>,
+    /// The codes of the path that was told last.
+    last_path: Vec<u32>,
     names: HashMap<Box<str>, u32, FxBuildHasher>,
 }
 
@@ -139,6 +142,16 @@ impl Told {
             number,
             is_new: true,
         }
+    }
+
+    /// Of a path that is told now, how many of the outermost codes are those of the path told before: most stacks differ
+    /// in their innermost frames alone.
+    pub(super) fn shared_with_last(&mut self, codes: &[u32]) -> usize {
+        let pairs = codes.iter().rev().zip(self.last_path.iter().rev());
+        let shared = pairs.take_while(|(one, other)| one == other).count();
+        self.last_path.clear();
+        self.last_path.extend_from_slice(codes);
+        shared
     }
 
     /// A name and what it takes, see [`name_bytes`](super::detail::name_bytes).
@@ -215,11 +228,29 @@ impl Known {
         self.paths.len() as u32
     }
 
-    pub(super) fn add_path(&mut self, codes: &[u32], end: End) {
+    /// The path of these codes and, behind them, so many of the outermost ones of the path before. `None` where that has
+    /// fewer.
+    pub(super) fn add_path(&mut self, codes: &[u32], shared: usize, end: End) -> Option<()> {
+        let last = self.paths.len().checked_sub(1);
+        let before = last.map_or(0..0, |last| self.codes_of(last));
+        let from = before.end.checked_sub(shared)?;
+        if from < before.start {
+            return None;
+        }
         self.path_codes.extend_from_slice(codes);
+        self.path_codes.extend_from_within(from..before.end);
         self.paths.push((self.path_codes.len(), end));
         // The writer counts the end too.
-        self.fill.path_codes += codes.len() + 1;
+        self.fill.path_codes += codes.len() + shared + 1;
+        Some(())
+    }
+
+    /// Where the codes of a path are.
+    fn codes_of(&self, number: usize) -> Range<usize> {
+        let start = number
+            .checked_sub(1)
+            .map_or(0, |before| self.paths[before].0);
+        start..self.paths[number].0
     }
 
     /// The number of the name that is told next.
@@ -252,11 +283,8 @@ impl Known {
     /// The frames of a path in a process, and its end.
     pub(super) fn path(&self, pid: Pid, number: u32) -> Option<(Box<[u64]>, End)> {
         let number = number as usize;
-        let &(last, end) = self.paths.get(number)?;
-        let first = number
-            .checked_sub(1)
-            .map_or(0, |before| self.paths[before].0);
-        let codes = self.path_codes[first..last].iter();
+        let &(_, end) = self.paths.get(number)?;
+        let codes = self.path_codes[self.codes_of(number)].iter();
         let frames = codes.map(|&code| self.frame(pid, self.code(code)?));
         Some((frames.collect::<Option<_>>()?, end))
     }

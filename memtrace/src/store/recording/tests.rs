@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::{
-    ReadError, Reader, WriteError, Writer,
+    FORMAT_VERSION, ReadError, Reader, WriteError, Writer,
     frame::{self, Next},
     read_ahead,
     samples::{Random, Realistic, every_kind},
@@ -388,9 +388,9 @@ fn another_format_is_refused() {
     // The value is the next string in the flatbuffer, or the one before.
     let mut found = false;
     for at in key.saturating_sub(64)..key + 64 {
-        if bytes[at] == b'4' && bytes[at - 4..at] == [1, 0, 0, 0] {
+        if bytes[at] == b'0' + FORMAT_VERSION as u8 && bytes[at - 4..at] == [1, 0, 0, 0] {
             let mut altered = bytes.clone();
-            for other in [3, 7] {
+            for other in [FORMAT_VERSION - 1, FORMAT_VERSION + 3] {
                 altered[at] = b'0' + other as u8;
                 let error = replay_bytes(&forge(&altered, &frames)).1.unwrap_err();
                 let ReadError::OtherFormat {
@@ -399,7 +399,7 @@ fn another_format_is_refused() {
                 else {
                     panic!("{error}");
                 };
-                assert_eq!((version, supported), (other, 4));
+                assert_eq!((version, supported), (other, FORMAT_VERSION));
             }
             found = true;
         }
