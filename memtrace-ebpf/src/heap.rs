@@ -329,13 +329,12 @@ impl<'a> Call<'a> {
         slot.pointer = pointer;
         slot.size = size;
         // SAFETY: the helper takes no argument.
-        slot.entered_ns = if function == Function::Realloc as u32
-            || function == Function::Reallocarray as u32
-        {
-            unsafe { bpf_ktime_get_ns() }
-        } else {
-            0
-        };
+        slot.entered_ns =
+            if function == Function::Realloc as u32 || function == Function::Reallocarray as u32 {
+                unsafe { bpf_ktime_get_ns() }
+            } else {
+                0
+            };
         slot.sampled = sample::takes(&mut slot.until_sample, size);
         slot.caller = caller;
         slot.stack = 0;

@@ -132,11 +132,7 @@ fn intern_after(
         if start.is_to_be_read() {
             start.registers.ip = heap::read_caller(start.registers.sp - 8);
         }
-        return if start.is_walked() {
-            single(start)
-        } else {
-            0
-        };
+        return if start.is_walked() { single(start) } else { 0 };
     };
     // SAFETY: the record is this program's until it gives the scratch back.
     let walk = unsafe { &mut (*scratch).walk };
