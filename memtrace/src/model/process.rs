@@ -192,9 +192,7 @@ impl Process {
             | EventKind::ThreadStart { .. }
             | EventKind::Fault { .. } => self.has_pending(event.tid),
             // Of the thread's own: before an execve takes the old program away, and when the new one is in place.
-            EventKind::Memory(totals) => {
-                event.tid != 0 && !totals.last && self.has_pending(event.tid)
-            }
+            EventKind::Memory(totals) => event.tid != 0 && !totals.last,
             EventKind::FileMapped(_) => self.pending.len() >= PENDING_LIMIT,
             _ => false,
         }

@@ -54,12 +54,8 @@ impl AddressSpace {
             let length = line.end.saturating_sub(line.start);
             if let Some(range) = span(line.start, length) {
                 let mut region = read_region(&before, &range, line, reading.begun_ns);
-                // Where mappings are not told, it may be as old as what the fork copied.
-                if self.sampled
-                    && let Some((forked_ns, _)) = self.forked
-                    && region.created_ns == reading.begun_ns
-                {
-                    region.created_ns = forked_ns.min(reading.begun_ns);
+                if region.created_ns == reading.begun_ns {
+                    region.created_ns = self.age_of_untold(&before, &range, reading.begun_ns);
                 }
                 note_pages(&mut pages, &range, &region, line);
                 self.regions.insert(range.start, region);
@@ -69,6 +65,9 @@ impl AddressSpace {
                 // smaps knows whole pages only.
                 if page_up(self.break_end) != line.end {
                     self.break_end = line.end;
+                    if let Some((_, forked_break)) = self.forked.as_mut().filter(|_| self.sampled) {
+                        *forked_break = line.end.max(*forked_break);
+                    }
                 }
             }
         }
@@ -100,6 +99,25 @@ impl AddressSpace {
         );
         self.note_peaks();
         self.source = Source::Smaps;
+    }
+}
+
+impl AddressSpace {
+    /// When a mapping is taken to have been made that was read by `begun_ns` and not told as it is. Where mappings are
+    /// not told it may be as old as what a fork copied, unless a part of it was told since.
+    fn age_of_untold(&self, before: &Intervals, range: &Range<u64>, begun_ns: u64) -> u64 {
+        match self.forked {
+            Some((forked_ns, _)) if self.sampled => {
+                let mut told = before.overlapping(range.clone());
+                let young = told.any(|(_, old)| old.created_ns > forked_ns);
+                if young {
+                    begun_ns
+                } else {
+                    forked_ns.min(begun_ns)
+                }
+            }
+            _ => begun_ns,
+        }
     }
 }
 

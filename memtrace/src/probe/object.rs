@@ -314,12 +314,21 @@ impl Object {
             counted,
             ..FaultHistogram::EMPTY
         };
-        let inserted = self.histograms.insert(key, histogram, 0);
-        inserted.map_err(|error| Error::Map {
-            name: "HISTOGRAMS",
-            reason: error.to_string(),
-        })?;
+        if let Err(error) = self.histograms.insert(key, histogram, 0) {
+            self.forget(pid);
+            return Err(Error::Map {
+                name: "HISTOGRAMS",
+                reason: error.to_string(),
+            });
+        }
         Ok(true)
+    }
+
+    /// Traces a process no more.
+    pub fn forget(&mut self, pid: u32) {
+        if let Err(error) = self.targets.remove(&pid) {
+            log::debug!("pid {pid} was not traced any more: {error}");
+        }
     }
 
     /// How the faults of a process that grows are sampled; `None` takes none any more.
@@ -345,9 +354,7 @@ impl Object {
     pub fn forget_all(&mut self) {
         let traced: Vec<u32> = self.targets.keys().filter_map(Result::ok).collect();
         for pid in traced {
-            if let Err(error) = self.targets.remove(&pid) {
-                log::debug!("pid {pid} was not traced any more: {error}");
-            }
+            self.forget(pid);
         }
         self.look_up_again();
     }

@@ -41,16 +41,22 @@ impl Session {
         Ok(())
     }
 
-    /// Traces a process that runs in the area, unless the kernel side met it before. Its mappings are read until then.
-    fn trace_member(&mut self, pid: Pid, until_ns: u64) -> Result<(), Error> {
+    /// Traces a process that runs in the area, unless the kernel side met it before; tells whether it does. Its mappings
+    /// are read until then.
+    fn trace_member(&mut self, pid: Pid, until_ns: u64) -> Result<bool, Error> {
         let start_ns = seed::now_ns();
         // A kernel thread or a zombie has no memory of its own.
         if seed::totals(pid).is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let counted = seed::kernel_counts(pid);
         if !self.object.trace_in_area(pid, start_ns, counted)? {
-            return Ok(());
+            return Ok(false);
+        }
+        // Its end may have come before it was traced.
+        if !seed::is_alive(pid) {
+            self.object.forget(pid);
+            return Ok(false);
         }
         self.stream.begin(pid, start_ns);
         self.traced.insert(pid);
@@ -61,7 +67,7 @@ impl Session {
         for event in Self::memory_of(pid, start_ns < until_ns) {
             self.consume(event);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Now and then: who was moved into a cgroup and does nothing there that the kernel side would meet it by.
@@ -71,10 +77,13 @@ impl Session {
             _ => return,
         };
         for pid in running {
-            if !self.traced.contains(&pid) {
-                let traced = self.trace_member(pid, u64::MAX);
-                self.note_failure(traced);
-                self.choose(pid, true);
+            if self.traced.contains(&pid) {
+                continue;
+            }
+            match self.trace_member(pid, u64::MAX) {
+                Ok(true) => self.choose(pid, true),
+                Ok(false) => {}
+                Err(error) => self.heap.failures.push(error.to_string()),
             }
         }
     }

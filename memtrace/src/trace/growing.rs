@@ -87,6 +87,8 @@ impl Session {
             growing.sort_by_key(|&(pid, grown)| (std::cmp::Reverse(grown), pid));
             for (pid, _) in growing {
                 self.begin_growth(pid);
+                // To read the mappings of a large process takes a while.
+                self.drain();
             }
         }
         for row in rows {
@@ -169,7 +171,9 @@ impl Session {
         self.stream.leave_stacks_of_growth(pid);
         if known {
             self.tell_sampling(pid, false, true);
-            self.growing.left.insert(pid);
+            if self.traced.contains(&pid) {
+                self.growing.left.insert(pid);
+            }
         }
     }
 

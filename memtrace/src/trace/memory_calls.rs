@@ -1,7 +1,10 @@
 //! When memory system calls of an area are told: while somebody's stacks or pages are followed. Who only is read once a
 //! second has no use for them, and they cost every system call of the machine (`probe/calls.rs`).
 
-use std::{rc::Rc, thread};
+use std::{
+    rc::Rc,
+    thread::{self, JoinHandle},
+};
 
 use super::Session;
 use crate::probe::{
@@ -23,6 +26,8 @@ pub(super) struct MemoryCalls {
     #[expect(dead_code, reason = "held open")]
     ends: Option<CallEvents>,
     changes: Option<CallEvents>,
+    /// Takes those away that were there before.
+    removal: Option<JoinHandle<()>>,
     /// Ticks since somebody needed them.
     unneeded: u32,
 }
@@ -66,6 +71,7 @@ impl MemoryCalls {
             by_raw_tracepoints,
             ends,
             changes: None,
+            removal: None,
             unneeded: 0,
         }
     }
@@ -75,6 +81,12 @@ impl MemoryCalls {
         self.unneeded = 0;
         if self.by_raw_tracepoints || self.changes.is_some() {
             return Ok(Vec::new());
+        }
+        // Beside those of before each call would be told twice.
+        if let Some(removal) = self.removal.take()
+            && removal.join().is_err()
+        {
+            log::error!("the thread that removes events failed");
         }
         let (changes, statuses) = CallEvents::attach(object, &self.tracefs, &CHANGES)?;
         self.changes = Some(changes);
@@ -91,12 +103,12 @@ impl MemoryCalls {
             return false;
         };
         // It takes a part of a second. Where no thread can be had, it is done here, with the closure.
-        let removed = thread::Builder::new()
+        let removal = thread::Builder::new()
             .name("remove-events".into())
             .spawn(move || drop(changes));
-        if let Err(error) = removed {
-            log::debug!("no thread to remove events: {error}");
-        }
+        self.removal = removal
+            .inspect_err(|error| log::debug!("no thread to remove events: {error}"))
+            .ok();
         true
     }
 }

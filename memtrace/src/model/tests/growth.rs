@@ -63,10 +63,20 @@ fn where_mappings_are_not_told_a_fork_makes_those_that_are_read_old() {
     let mut trace = Trace(Model::sampled(Limits::default()));
     trace.start(PARENT, false);
     trace.fork(20 * MS, PARENT, CHILD, false);
-    trace.smaps(30 * MS, PARENT, &[(BASE, 4)]);
+    let heap = BASE - 100 * PAGE;
+    trace.smaps(30 * MS, PARENT, &[(heap, 4, "[heap]"), (BASE, 4, "")]);
     touch(&mut trace, 40 * MS, PARENT, 1);
+    let kind = EventKind::Touch {
+        address: heap,
+        stack: 7,
+        faults: 1,
+    };
+    trace.event(41 * MS, PARENT, kind);
     assert_eq!(held(&trace, PARENT), 0);
-    trace.mmap(50 * MS, PARENT, BASE + 100 * PAGE, 4);
-    touch(&mut trace, 60 * MS, PARENT, 100);
-    assert_eq!(held(&trace, PARENT), 1);
+    trace.mmap(50 * MS, PARENT, BASE + 4 * PAGE, 4);
+    touch(&mut trace, 60 * MS, PARENT, 4);
+    // The kernel has made one of both.
+    trace.smaps(70 * MS, PARENT, &[(heap, 4, "[heap]"), (BASE, 8, "")]);
+    touch(&mut trace, 80 * MS, PARENT, 5);
+    assert_eq!(held(&trace, PARENT), 2);
 }

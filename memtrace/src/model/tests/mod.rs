@@ -144,17 +144,17 @@ impl Trace {
         self.event(time, pid, EventKind::Syscall(Box::new(call)));
     }
 
-    /// What smaps says: anonymous mappings, by start and pages.
-    fn smaps(&mut self, time: u64, pid: Pid, mappings: &[(u64, u64)]) {
+    /// What smaps says: mappings by start, pages and name.
+    fn smaps(&mut self, time: u64, pid: Pid, mappings: &[(u64, u64, &str)]) {
         self.event(time, pid, EventKind::SmapsBegin);
-        for &(start, pages) in mappings {
+        for &(start, pages, path) in mappings {
             let region = SmapsRegion {
                 start,
                 end: start + pages * PAGE,
                 protection: 3,
                 shared: false,
                 offset: 0,
-                path: "".into(),
+                path: path.into(),
                 inode: 0,
                 resident_bytes: 0,
                 anonymous_bytes: 0,
