@@ -157,7 +157,7 @@ pub const ROWS: &[Row] = &[
         tools: HEAP,
         clock: Clock::Cpu,
         rounds: 8,
-        limit: Duration::from_secs(95),
+        limit: Duration::from_secs(75),
         claims: &[
             within(Tool::HeapNoStacks, Tool::HeapHooks, 1.25),
             within(Tool::HeapNoStacks, Tool::BpftraceLeaks, 1.0 / 5.0),
@@ -200,7 +200,7 @@ pub const ROWS: &[Row] = &[
         ],
         clock: Clock::Cpu,
         rounds: 6,
-        limit: Duration::from_secs(60),
+        limit: Duration::from_secs(50),
         claims: &[within(Tool::HeapNoStacks, Tool::HeapHooks, 1.25)],
     },
     Row {
@@ -210,7 +210,7 @@ pub const ROWS: &[Row] = &[
         tools: STACKS,
         clock: Clock::Cpu,
         rounds: 6,
-        limit: Duration::from_secs(60),
+        limit: Duration::from_secs(50),
         claims: STACK_CLAIMS,
     },
     Row {
@@ -324,7 +324,7 @@ pub const ROWS: &[Row] = &[
         ],
         clock: Clock::Cpu,
         rounds: 40,
-        limit: Duration::from_secs(90),
+        limit: Duration::from_secs(60),
         claims: &[within(Tool::DaemonSampled, Tool::Untraced, 1.03)],
     },
     Row {
@@ -369,7 +369,7 @@ pub const ROWS: &[Row] = &[
         tools: &[Tool::Untraced, Tool::DaemonHooks, Tool::Daemon],
         clock: Clock::Wall,
         rounds: 40,
-        limit: Duration::from_secs(100),
+        limit: Duration::from_secs(65),
         claims: &[surely_within(Tool::Daemon, Tool::Untraced, 1.04)],
     },
     Row {
