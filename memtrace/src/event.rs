@@ -251,6 +251,7 @@ pub struct FileMapped {
 
 /// One mapping of /proc/PID/smaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Default))]
 pub struct SmapsRegion {
     /// First address.
     pub start: u64,

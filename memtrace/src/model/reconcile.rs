@@ -100,17 +100,15 @@ impl AddressSpace {
         self.note_peaks();
         self.source = Source::Smaps;
     }
-}
 
-impl AddressSpace {
     /// When a mapping is taken to have been made that was read by `begun_ns` and not told as it is. Where mappings are
     /// not told it may be as old as what a fork copied, unless a part of it was told since.
     fn age_of_untold(&self, before: &Intervals, range: &Range<u64>, begun_ns: u64) -> u64 {
         match self.forked {
             Some((forked_ns, _)) if self.sampled => {
                 let mut told = before.overlapping(range.clone());
-                let young = told.any(|(_, old)| old.created_ns > forked_ns);
-                if young {
+                let is_young = told.any(|(_, old)| old.created_ns > forked_ns);
+                if is_young {
                     begun_ns
                 } else {
                     forked_ns.min(begun_ns)
@@ -193,15 +191,10 @@ mod tests {
             start,
             end: start + pages * PAGE,
             protection: 3,
-            shared: false,
-            offset: 0,
             path: path.into(),
-            inode: 0,
             resident_bytes: resident * PAGE,
-            anonymous_bytes: 0,
             swapped_bytes: PAGE,
-            huge_bytes: 0,
-            advised_huge: None,
+            ..SmapsRegion::default()
         }
     }
 

@@ -19,15 +19,9 @@ fn smaps_seeds_a_running_process() {
         start: BASE,
         end: BASE + 8 * PAGE,
         protection: 3,
-        shared: false,
-        offset: 0,
-        path: "".into(),
-        inode: 0,
         resident_bytes: 2 * PAGE,
         anonymous_bytes: 2 * PAGE,
-        swapped_bytes: 0,
-        huge_bytes: 0,
-        advised_huge: None,
+        ..SmapsRegion::default()
     };
     trace.event(6, 10, EventKind::Smaps(Box::new(region)));
     trace.event(6, 10, EventKind::SmapsEnd);

@@ -152,15 +152,8 @@ impl Trace {
                 start,
                 end: start + pages * PAGE,
                 protection: 3,
-                shared: false,
-                offset: 0,
                 path: path.into(),
-                inode: 0,
-                resident_bytes: 0,
-                anonymous_bytes: 0,
-                swapped_bytes: 0,
-                huge_bytes: 0,
-                advised_huge: None,
+                ..SmapsRegion::default()
             };
             self.event(time, pid, EventKind::Smaps(Box::new(region)));
         }
